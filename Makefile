@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# The one door for chores. `make demo` and `make test` do everything on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+
+.PHONY: help setup dev demo check test bench soak format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: ## system packages, virtual environment, .venv/bin/rootvisor (quick when nothing changed)
+	@scripts/setup
+
+dev: ## setup, and the tools for check and test
+	@scripts/setup --dev
+
+demo: setup ## boot the root partition and show the evidence
+	$(VENV)/bin/rootvisor demo
+
+check: dev ## lint, formatting, types, layers
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -q tests/unit/test_layers.py
+
+test: check ## check, then every test
+	$(VENV)/bin/pytest
+
+bench: setup ## side by side with QEMU
+	$(VENV)/bin/rootvisor bench
+
+soak: setup ## many boots in a row: make soak BOOTS=30
+	scripts/soak $(BOOTS)
+
+format: dev ## put the sources into the project's format
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean: ## remove what set-up and the tests left in the tree (not the cache of kernels)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
