@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ACPI tables of the root partition's computer: RSDP, XSDT, FADT, FACS, DSDT, MADT, MCFG.
+
+Sources: ACPI 6.5 chapter 5 (tables) and 6 (device configuration), PCI Firmware Specification 3.3 section 4
+(MCFG, host bridge). What Linux needs as the root partition is the reason for what is left out: no VGA, no
+8042, no HPET, no DMAR (which would take interrupt remapping away from the Hyper-V code), not
+hardware-reduced.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from . import aml
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+RSDP_SIZE: Final = 36
+FACS_SIZE: Final = 64
+FADT_SIZE: Final = 276
+
+FADT_WBINVD: Final = 1 << 0
+FADT_PROC_C1: Final = 1 << 2
+FADT_PWR_BUTTON: Final = 1 << 4
+"""Set = the power button is a device in the DSDT; clear = it is the fixed one in the PM1 registers."""
+FADT_SLP_BUTTON: Final = 1 << 5
+FADT_FIX_RTC: Final = 1 << 6
+"""Set = the RTC's wake status is not in the PM1 registers."""
+FADT_TMR_VAL_EXT: Final = 1 << 8
+FADT_RESET_REG_SUP: Final = 1 << 10
+
+BOOT_ARCH_LEGACY_DEVICES: Final = 1 << 0
+BOOT_ARCH_8042: Final = 1 << 1
+BOOT_ARCH_NO_VGA: Final = 1 << 2
+BOOT_ARCH_NO_CMOS_RTC: Final = 1 << 5
+
+_OEM_ID = b"ROOTVR"
+_OEM_TABLE_ID = b"ROOTVISR"
+_OEM_REVISION = 1
+_CREATOR_ID = b"RTVR"
+_CREATOR_REVISION = 1
+_HEADER_SIZE = 36
+_ALIGN = 64  # FACS must be 64-byte aligned; the others do not mind
+_MAX_LAPIC_ID = 254  # 255 is the broadcast id of an xAPIC
+_LAPIC_GPA = 0xFEE00000
+_SPACE_MEMORY, _SPACE_IO = 0, 1
+_BYTE, _WORD, _DWORD = 1, 2, 3  # access size of a generic address
+_ACTIVE_HIGH_LEVEL = 0x000D  # MPS INTI flags
+
+
+class AcpiConfig:
+    """The computer to describe. Addresses are GPAs, ports I/O ports, ranges (base, bytes).
+
+    ``apic_ids``: local APICs, the boot processor's first. ``pm1_event_port``: 4 bytes, status and enable;
+    ``pm1_control_port``: 2 bytes; ``pm_timer_port``: 4 bytes, a ``pm_timer_bits`` (24 or 32) wide 3.579545
+    MHz counter. ``reset``: (port, value) that resets the machine, or None. ``s5_type``: SLP_TYP that powers
+    off. ``ecam``: PCI configuration space at (GPA, number of buses), or None. ``io_window``, ``mmio32``,
+    ``mmio64``: what the host bridge decodes, None for none. ``serial``: (port, ISA IRQ) of a 16550, or None.
+    ``rtc``: an MC146818 at port 0x70. ``reserved``: further MMIO ranges of the board.
+    """
+
+    __slots__ = (
+        "apic_ids",
+        "ecam",
+        "io_window",
+        "ioapic_gpa",
+        "ioapic_id",
+        "mmio32",
+        "mmio64",
+        "pm1_control_port",
+        "pm1_event_port",
+        "pm_timer_bits",
+        "pm_timer_port",
+        "reserved",
+        "reset",
+        "rtc",
+        "s5_type",
+        "sci_gsi",
+        "serial",
+    )
+
+    def __init__(
+        self,
+        *,
+        apic_ids: Sequence[int],
+        ioapic_id: int = 0,
+        ioapic_gpa: int = 0xFEC00000,
+        sci_gsi: int = 9,
+        pm1_event_port: int = 0x600,
+        pm1_control_port: int = 0x604,
+        pm_timer_port: int = 0x608,
+        pm_timer_bits: int = 32,
+        reset: tuple[int, int] | None = None,
+        s5_type: int = 5,
+        ecam: tuple[int, int] | None = None,
+        io_window: tuple[int, int] | None = None,
+        mmio32: tuple[int, int] | None = None,
+        mmio64: tuple[int, int] | None = None,
+        serial: tuple[int, int] | None = (0x3F8, 4),
+        rtc: bool = True,
+        reserved: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.apic_ids = tuple(apic_ids)
+        self.ioapic_id = ioapic_id
+        self.ioapic_gpa = ioapic_gpa
+        self.sci_gsi = sci_gsi
+        self.pm1_event_port = pm1_event_port
+        self.pm1_control_port = pm1_control_port
+        self.pm_timer_port = pm_timer_port
+        self.pm_timer_bits = pm_timer_bits
+        self.reset = reset
+        self.s5_type = s5_type
+        self.ecam = ecam
+        self.io_window = io_window
+        self.mmio32 = mmio32
+        self.mmio64 = mmio64
+        self.serial = serial
+        self.rtc = rtc
+        self.reserved = tuple(reserved)
+
+
+def build_acpi(config: AcpiConfig, gpa: int) -> bytes:
+    """All tables as one block for the 64-byte aligned ``gpa``; the RSDP is its first byte.
+
+    The block belongs in memory that the e820 map calls reserved, ACPI or NVS.
+    """
+    if gpa % _ALIGN:
+        raise ValueError(f"ACPI tables at {gpa:#x} are not {_ALIGN}-byte aligned")
+    block = bytearray(_pad(RSDP_SIZE))
+
+    def place(table: bytes) -> int:
+        address = gpa + len(block)
+        block.extend(table)
+        block.extend(bytes(-len(block) % _ALIGN))
+        return address
+
+    facs_gpa = place(_facs())
+    dsdt_gpa = place(_table(b"DSDT", 2, _dsdt(config)))
+    tables = [place(_fadt(config, facs_gpa, dsdt_gpa)), place(_madt(config))]
+    if config.ecam is not None:
+        tables.append(place(_mcfg(config.ecam)))
+    xsdt_gpa = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
+    block[:RSDP_SIZE] = _rsdp(xsdt_gpa)
+    return bytes(block)
+
+
+def _pad(size: int) -> int:
+    return size + -size % _ALIGN
+
+
+def _checksum(content: bytes | bytearray) -> int:
+    return -sum(content) & 0xFF
+
+
+def _table(signature: bytes, revision: int, body: bytes) -> bytes:
+    header = struct.pack(
+        "<4sIBB6s8sI4sI",
+        signature,
+        _HEADER_SIZE + len(body),
+        revision,
+        0,
+        _OEM_ID,
+        _OEM_TABLE_ID,
+        _OEM_REVISION,
+        _CREATOR_ID,
+        _CREATOR_REVISION,
+    )
+    checksum = _checksum(header + body)
+    return header[:9] + bytes((checksum,)) + header[10:] + body
+
+
+def _rsdp(xsdt_gpa: int) -> bytes:
+    first = bytearray(struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM_ID, 2, 0))
+    first[8] = _checksum(first)
+    whole = bytearray(first + struct.pack("<IQB3x", RSDP_SIZE, xsdt_gpa, 0))
+    whole[32] = _checksum(whole)
+    return bytes(whole)
+
+
+def _facs() -> bytes:
+    return struct.pack("<4sIIIIIQB", b"FACS", FACS_SIZE, 0, 0, 0, 0, 0, 2).ljust(FACS_SIZE, b"\0")
+
+
+def _port(port: int, bits: int, access: int) -> bytes:
+    """Generic address structure of an I/O register (5.2.3.2); all zero for an absent one."""
+    return struct.pack("<BBBBQ", _SPACE_IO, bits, 0, access, port) if port else bytes(12)
+
+
+def _fadt(config: AcpiConfig, facs_gpa: int, dsdt_gpa: int) -> bytes:
+    flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC
+    if config.pm_timer_bits == 32:
+        flags |= FADT_TMR_VAL_EXT
+    boot_arch = BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA
+    if not config.rtc:
+        boot_arch |= BOOT_ARCH_NO_CMOS_RTC
+    reset_register, reset_value = bytes(12), 0
+    if config.reset is not None:
+        port, reset_value = config.reset
+        reset_register = _port(port, 8, _BYTE)
+        flags |= FADT_RESET_REG_SUP
+    body = bytearray(FADT_SIZE - _HEADER_SIZE)
+
+    def put(layout: str, offset: int, *values: int) -> None:
+        struct.pack_into("<" + layout, body, offset - _HEADER_SIZE, *values)
+
+    def put_address(offset: int, address: bytes) -> None:
+        body[offset - _HEADER_SIZE : offset - _HEADER_SIZE + 12] = address
+
+    put("II", 36, facs_gpa & 0xFFFFFFFF, dsdt_gpa & 0xFFFFFFFF)
+    put("BBH", 44, 0, 4, config.sci_gsi)  # preferred profile 4: enterprise server
+    # No SMI command port (offset 48): the hardware is in ACPI mode from the start.
+    put("I", 56, config.pm1_event_port)
+    put("I", 64, config.pm1_control_port)
+    put("I", 76, config.pm_timer_port)
+    put("BB", 88, 4, 2)  # lengths of the PM1 event and control blocks
+    put("B", 91, 4 if config.pm_timer_port else 0)
+    put("HH", 96, 0xFFFF, 0xFFFF)  # worst C2 and C3 latencies: neither exists
+    put("B", 108, 0x32 if config.rtc else 0)  # century byte in CMOS
+    put("HBI", 109, boot_arch, 0, flags)
+    put_address(116, reset_register)
+    put("BHB", 128, reset_value, 0, 5)  # minor version: 6.5
+    put("QQ", 132, facs_gpa if facs_gpa >> 32 else 0, dsdt_gpa)
+    put_address(148, _port(config.pm1_event_port, 32, _WORD))
+    put_address(172, _port(config.pm1_control_port, 16, _WORD))
+    put_address(208, _port(config.pm_timer_port, 32, _DWORD))
+    return _table(b"FACP", 6, bytes(body))
+
+
+def _madt(config: AcpiConfig) -> bytes:
+    entries = [struct.pack("<II", _LAPIC_GPA, 1)]  # flag 1: there is an 8259 pair as well
+    for uid, apic_id in enumerate(config.apic_ids):
+        if apic_id <= _MAX_LAPIC_ID:
+            entries.append(struct.pack("<BBBBI", 0, 8, uid & 0xFF, apic_id, 1))
+        else:
+            entries.append(struct.pack("<BBHIII", 9, 16, 0, apic_id, 1, uid))
+    entries.append(struct.pack("<BBBBII", 1, 12, config.ioapic_id, 0, config.ioapic_gpa, 0))
+    # The timer interrupt of the PC (ISA 0) reaches pin 2; the SCI is a level-triggered, active-high line.
+    entries.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
+    entries.append(struct.pack("<BBBBIH", 2, 10, 0, config.sci_gsi, config.sci_gsi, _ACTIVE_HIGH_LEVEL))
+    entries.append(struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1))  # NMI on LINT1 of every processor
+    return _table(b"APIC", 5, b"".join(entries))
+
+
+def _mcfg(ecam: tuple[int, int]) -> bytes:
+    base, buses = ecam
+    return _table(b"MCFG", 1, struct.pack("<8xQHBB4x", base, 0, 0, buses - 1))
+
+
+def _dsdt(config: AcpiConfig) -> bytes:
+    sleep_type = aml.integer(config.s5_type)
+    sleep = aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0))
+    devices = [_host_bridge(config), _board(config)]
+    if config.serial is not None:
+        port, line = config.serial
+        devices.append(
+            aml.device(
+                "COM1",
+                aml.name("_HID", aml.eisa_id("PNP0501")),
+                aml.name("_UID", aml.integer(1)),
+                aml.name("_CRS", aml.resource_template(aml.io(port, 8), aml.irq(line))),
+            )
+        )
+    if config.rtc:
+        devices.append(
+            aml.device(
+                "RTC_",
+                aml.name("_HID", aml.eisa_id("PNP0B00")),
+                aml.name("_CRS", aml.resource_template(aml.io(0x70, 2))),
+            )
+        )
+    return aml.name("\\_S5_", sleep) + aml.scope("\\_SB_", *devices)
+
+
+def _host_bridge(config: AcpiConfig) -> bytes:
+    buses = config.ecam[1] if config.ecam is not None else 256
+    windows = [aml.bus_range(0, buses - 1), aml.io(0xCF8, 8)]
+    if config.io_window is not None:
+        windows.append(aml.io_window(*config.io_window))
+    if config.mmio32 is not None:
+        windows.append(aml.memory32_window(*config.mmio32))
+    if config.mmio64 is not None:
+        windows.append(aml.memory64_window(*config.mmio64))
+    return aml.device(
+        "PCI0",
+        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_CID", aml.eisa_id("PNP0A03")),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_BBN", aml.integer(0)),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(*windows)),
+        # Everything the operating system asks for (hot plug, error reporting, ...) is its own: no firmware
+        # competes.
+        aml.method("_OSC", 4, aml.RETURN_ARG3),
+    )
+
+
+def _board(config: AcpiConfig) -> bytes:
+    """Motherboard resources: Linux trusts ECAM only where a device like this (or e820) reserves it."""
+    ports = [(config.pm1_event_port, 4), (config.pm1_control_port, 2), (config.pm_timer_port, 4)]
+    if config.reset is not None:
+        ports.append((config.reset[0], 1))
+    items = [aml.io(port, length) for port, length in ports if port]
+    ranges = list(config.reserved)
+    if config.ecam is not None:
+        ranges.append((config.ecam[0], config.ecam[1] << 20))
+    for base, length in ranges:
+        fits = base + length <= 1 << 32
+        items.append(aml.memory32_fixed(base, length) if fits else aml.memory64_fixed(base, length))
+    return aml.device(
+        "MBRD",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name("_UID", aml.integer(1)),
+        aml.name("_CRS", aml.resource_template(*items)),
+    )
