@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m rootvisor`: the same as the `rootvisor` command."""
+
+from __future__ import annotations
+
+from rootvisor.cli.app import main
+
+if __name__ == "__main__":
+    main()

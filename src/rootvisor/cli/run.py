@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rootvisor run`: boot the root partition, with a command or an interactive console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rootvisor.cli import options as types
+from rootvisor.cli.description import Disk, RunOptions
+from rootvisor.cli.errors import EXIT_STATUSES
+from rootvisor.cli.help import DocumentedCommand, debug_option, option
+from rootvisor.cli.output import Progress, say
+
+_PARTITION = "Partition"
+_SOFTWARE = "Kernel and files"
+_DEVICES = "Devices"
+_HOW = "How it runs"
+_WATCH = "Watching it"
+
+_EXAMPLES = (
+    ("A shell in the root partition, on this machine's files", "rootvisor run"),
+    ("The device through which a VMM creates child partitions", "rootvisor run -- ls -l /dev/mshv"),
+    ("Standard streams and exit status pass through", "echo hi | rootvisor run -- tr a-z A-Z"),
+    (
+        "Four processors, 2 GiB, the distribution's own kernel",
+        "rootvisor run --kernel stock --vps 4 --memory 2G -- nproc",
+    ),
+    ("A kernel of your own, with its log", "rootvisor run --kernel arch/x86/boot/bzImage --console stderr"),
+    ("A raw disk image", "rootvisor run --disk path=disk.img -- lsblk"),
+    (
+        "Every hypercall and synthetic MSR of a boot",
+        "rootvisor run --trace boot.trace -- true; rootvisor trace report boot.trace",
+    ),
+)
+
+
+@click.command(
+    cls=DocumentedCommand,
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="[OPTIONS]",
+    examples=_EXAMPLES,
+    statuses=EXIT_STATUSES,
+)
+@option(
+    "--kernel",
+    group=_SOFTWARE,
+    type=types.KERNEL,
+    help="Kernel: built with /dev/mshv (mshv, the default), the distribution's (stock), or an image.",
+)
+@option(
+    "--rootfs",
+    group=_SOFTWARE,
+    type=types.ROOTFS,
+    default="host",
+    show_default=True,
+    help="Root file system: this machine's files, a folder (both read-only below a writable "
+    "layer in memory), or none but the initial ramdisk.",
+)
+@option(
+    "--initrd",
+    group=_SOFTWARE,
+    type=types.FILE,
+    help="Use this initial ramdisk as it is, without Rootvisor's agent: the kernel console is the terminal.",
+)
+@option(
+    "--append", group=_SOFTWARE, type=types.APPEND, default="", help="More words for the kernel command line."
+)
+@option(
+    "--vps",
+    group=_PARTITION,
+    type=types.VPS,
+    default=1,
+    show_default=True,
+    help="Virtual processors, 1 to 64.",
+)
+@option(
+    "--memory",
+    "memory_bytes",
+    group=_PARTITION,
+    type=types.MEMORY,
+    default="1G",
+    show_default=True,
+    help="Memory of the root partition, at least 128M.",
+)
+@option(
+    "--scheduler",
+    group=_PARTITION,
+    type=click.Choice(["hypervisor", "root"]),
+    default="hypervisor",
+    show_default=True,
+    help="Who schedules child partitions' processors.",
+)
+@option(
+    "--on-reboot",
+    group=_PARTITION,
+    type=click.Choice(["exit", "restart"]),
+    default="exit",
+    show_default=True,
+    help="What a reset of the partition does.",
+)
+@option(
+    "--disk",
+    "disks",
+    group=_DEVICES,
+    type=types.DISK,
+    multiple=True,
+    help="A raw image or block device as a virtio disk; may be given several times.",
+)
+@option(
+    "--devices",
+    group=_DEVICES,
+    type=types.DEVICES,
+    default="all",
+    show_default=True,
+    help="Virtio devices: any of console,rng,fs,disk, or all, or none.",
+)
+@option(
+    "--engine",
+    group=_HOW,
+    type=click.Choice(["auto", "kvm", "appliance"]),
+    default="auto",
+    show_default=True,
+    help="This machine's KVM, or an emulated machine that has one; auto tests KVM first.",
+)
+@option(
+    "--timeout",
+    "timeout_s",
+    group=_HOW,
+    type=types.SECONDS,
+    help="End the run after this time, with status 124.",
+)
+@option(
+    "--dry-run",
+    group=_HOW,
+    is_flag=True,
+    help="Check everything and show what would run; build and start nothing.",
+)
+@option("--json", "as_json", group=_HOW, is_flag=True, help="With --dry-run: as one JSON document on stdout.")
+@option(
+    "--console",
+    "console_log",
+    group=_WATCH,
+    type=types.CONSOLE,
+    help="Copy the kernel's log to stderr or to a file.",
+)
+@option(
+    "--trace",
+    group=_WATCH,
+    type=types.FILE,
+    help="Write hypercalls, synthetic MSRs and intercepts to a file (JSON lines); see: rootvisor trace.",
+)
+@option(
+    "--report",
+    group=_WATCH,
+    type=types.FILE,
+    help="Write how the run went (times, exits, hypercalls) to a file (JSON).",
+)
+@option("-v", "--verbose", group=_WATCH, is_flag=True, help="Say on stderr what is done.")
+@debug_option
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    command: tuple[str, ...],
+    disks: tuple[Disk, ...],
+    dry_run: bool,
+    as_json: bool,
+    **values: Any,
+) -> int:
+    """Boot Linux as the root partition of the Microsoft hypervisor.
+
+    With CMD, run it in the root partition: stdin, stdout and stderr pass through unchanged, and its exit
+    status is the exit status. Without, open a shell there. Changes to files stay in memory and are gone
+    afterwards.
+    """
+    options = RunOptions(
+        disks=disks,
+        command=command or None,
+        debug=bool(ctx.find_root().meta.get("rootvisor.debug")),
+        **values,
+    )
+    return perform(options, dry_run=dry_run, as_json=as_json)
+
+
+def perform(options: RunOptions, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Check, describe and start a run; the exit status (with engine kvm a successful start does not return)."""
+    from rootvisor.cli.errors import usage_error
+    from rootvisor.cli.prepare import prepare
+
+    if as_json and not dry_run:
+        raise usage_error("--json reports what would run", "add --dry-run")
+    with Progress() as progress:
+        plan = prepare(options, progress=progress, build=not dry_run)
+    if dry_run:
+        from rootvisor.cli.dry_run import show
+
+        show(plan, as_json)
+        return 0
+    if options.verbose:
+        kernel = plan.description.kernel
+        say(f"rootvisor: engine {plan.engine.name} ({plan.engine.reason})")
+        say(f"rootvisor: kernel {kernel.name} {kernel.version} ({kernel.vmlinux or kernel.image})")
+    from rootvisor.cli.launch import launch
+
+    return launch(plan)
