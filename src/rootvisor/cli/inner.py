@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that is the machine: started by `launch` as `python -I -S inner.py DESCRIPTION [debug]`.
 
-It runs without site packages, and imports nothing before it has to: this is the start of the boot path, and in the
-appliance every import costs ten times as much. The description is marshal data, because importing json costs 10 ms
-here and 100 ms there; marshal is built in and both ends are the same interpreter.
+It runs without site packages, and imports nothing before it has to: this is the start of the boot path, and
+in the appliance every import costs ten times as much. The description is marshal data, because importing json
+costs 10 ms here and 100 ms there; marshal is built in and both ends are the same interpreter.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start a prepared run: in place of this process (engine kvm), or in the appliance.
 
-The machine runs without site packages and without click (see `inner`). It gets the run description in a file: an
-anonymous one that lives as long as the process (engine kvm), or one in a temporary folder (appliance). Either way
-nothing is left when the run ends, however it ends.
+The machine runs without site packages and without click (see `inner`). It gets the run description in a file:
+an anonymous one that lives as long as the process (engine kvm), or one in a temporary folder (appliance).
+Either way nothing is left when the run ends, however it ends.
 """
 
 from __future__ import annotations

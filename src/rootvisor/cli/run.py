@@ -186,7 +186,7 @@ def run(
 
 
 def perform(options: RunOptions, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Check, describe and start a run; the exit status (with engine kvm a successful start does not return)."""
+    """Check, describe and start a run; the exit status. With engine kvm a good start does not return."""
     from rootvisor.cli.errors import usage_error
     from rootvisor.cli.prepare import prepare
 
