@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypercalls, a module per family. Each declares its calls in :data:`rootvisor.hypervisor.hypercall_table.TABLE`."""
+
+from __future__ import annotations
+
+
+def load() -> None:
+    """Imports every family, which declares its calls."""
+    from . import (  # noqa: F401
+        device_interrupts,
+        identity,
+        ipi,
+        logical_processors,
+        memory_pool,
+        properties,
+        statistics,
+        system,
+        virtual_processors,
+    )

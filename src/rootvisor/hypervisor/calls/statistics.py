@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics pages (kernel ``drivers/hv/mshv_debugfs.c``, ``mshv_root_hv_call.c:hv_call_map_stats_page``).
+
+The kernel reaches a page through its direct map, so each is a page that the root deposited: with an empty pool the
+answer is INSUFFICIENT_MEMORY, and the root deposits one page and asks again.
+"""
+
+from __future__ import annotations
+
+from ...tlfs import hypercalls, privileges, status
+from ..errors import HvError
+from ..hypercall_table import TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..partition import Partition
+    from ..vp import VirtualProcessor
+
+#: Counter 1 of the hypervisor's page: how many LPs there are; the driver sizes its directories by it.
+_HYPERVISOR_LOGICAL_PROCESSORS = 1
+
+
+def _check_object(caller: Partition, kind: int, identity: bytes) -> None:
+    """Refuses objects that do not exist, with the status for the part that is wrong."""
+    hypervisor = caller.hypervisor
+    if identity[15] not in (hypercalls.STATS_AREA_SELF, hypercalls.STATS_AREA_PARENT):
+        raise HvError(status.INVALID_PARAMETER)
+    if kind == hypercalls.STATS_HYPERVISOR:
+        return
+    if kind == hypercalls.STATS_LOGICAL_PROCESSOR:
+        if int.from_bytes(identity[0:4], "little") not in hypervisor.logical_processors:
+            raise HvError(status.INVALID_LP_INDEX)
+        return
+    if kind not in (hypercalls.STATS_PARTITION, hypercalls.STATS_VP):
+        raise HvError(status.INVALID_PARAMETER)
+    partition = hypervisor.partition(caller, int.from_bytes(identity[0:8], "little"))
+    if kind == hypercalls.STATS_VP and int.from_bytes(identity[8:12], "little") >= len(partition.vps):
+        raise HvError(status.INVALID_VP_INDEX)
+
+
+@TABLE.simple(
+    hypercalls.MAP_STATS_PAGE,
+    hypercalls.MAP_STATS_PAGE_INPUT,
+    hypercalls.MAP_STATS_PAGE_OUTPUT.size,
+    privileges.ACCESS_STATS,
+)
+def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
+    """The page number of an object's counters (u64 each); the same one when it is mapped already."""
+    partition = vp.partition
+    _check_object(partition, kind, identity)
+    key = (kind, identity)
+    gpn = partition.statistics.get(key)
+    if gpn is None:
+        gpn = partition.deposits.allocate()
+        page = partition.memory.view(gpn << 12, 4096)
+        page[:] = bytes(4096)
+        if kind == hypercalls.STATS_HYPERVISOR:
+            at = _HYPERVISOR_LOGICAL_PROCESSORS * 8
+            page[at : at + 8] = len(partition.hypervisor.logical_processors).to_bytes(8, "little")
+        partition.statistics[key] = gpn
+    return hypercalls.MAP_STATS_PAGE_OUTPUT.pack(gpn)
+
+
+@TABLE.simple(
+    hypercalls.UNMAP_STATS_PAGE, hypercalls.MAP_STATS_PAGE_INPUT, 0, privileges.ACCESS_STATS
+)
+def unmap_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> None:
+    """The page goes back to the pool. INVALID_PARAMETER when it is not mapped."""
+    partition = vp.partition
+    gpn = partition.statistics.pop((kind, identity), None)
+    if gpn is None:
+        raise HvError(status.INVALID_PARAMETER)
+    partition.deposits.release(gpn)

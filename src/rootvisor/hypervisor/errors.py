@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two kinds of failure: what a partition did wrong (a status), and what the host cannot do (a message)."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+class HvError(Exception):
+    """A hypercall ends with ``status``; a rep call has completed ``reps`` elements, counted from element 0."""
+
+    __slots__ = ("reps", "status")
+
+    def __init__(self, status: int, reps: int | None = None) -> None:
+        self.status = status
+        self.reps = reps
+
+
+class GeneralProtection(Exception):
+    """The access to a synthetic MSR raises #GP in the partition."""
+
+
+class UndefinedOpcode(Exception):
+    """The hypercall raises #UD in the partition (TLFS: CPL > 0, real mode, a register form that is not offered)."""
+
+
+class HypervisorError(Exception):
+    """The host side cannot go on; ``str()`` is one line with the mend."""
+
+
+def fail(status: int) -> NoReturn:
+    """Raises :class:`HvError`; usable inside expressions."""
+    raise HvError(status)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executes a hypercall: register and memory forms, fast forms, check order, repetitions and continuation.
+
+Order of checks (contract/guest-interface 2.1): processor mode (#UD), code, privilege, control word, register form,
+alignment and page, readability, then the call's own. The guest's call page is ``ENDBR64; OUT port; RET``, so the
+registers arrive untouched; the answer goes to RAX only.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from ..kvm import abi
+from ..tlfs import status
+from ..tlfs.hypercalls import (
+    CONTROL_CODE,
+    CONTROL_FAST,
+    CONTROL_REP_COUNT_SHIFT,
+    CONTROL_REP_START_SHIFT,
+    CONTROL_RESERVED,
+    CONTROL_VARIABLE_SHIFT,
+    RESULT_REPS_SHIFT,
+)
+from ..tlfs.privileges import FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
+from .address_space import AddressError
+from .errors import HvError, UndefinedOpcode
+from .hypercall_table import REP, SIMPLE, TABLE, VARIABLE, Hypercall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .vp import VirtualProcessor
+
+#: Port behind the hypercall page; the immediate form of OUT leaves every register alone. No guest probes it.
+PORT = 0x3C
+#: ENDBR64 (Linux keeps IBT only if it is there); OUT PORT, EAX; RET.
+PAGE_CODE = bytes((0xF3, 0x0F, 0x1E, 0xFA, 0xE7, PORT, 0xC3))
+#: Distance from the OUT back to the ENDBR64, where a continued call starts again.
+_OUT_OFFSET = 4
+#: A rep call gives the VP back after this long, with at least one repetition done (TLFS: 50 us).
+SLICE_NS = 50_000
+_FAST_PLAIN = 16
+_FAST_XMM = 112
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+
+# kvm_run as u64: kvm_regs follow at RUN_SYNC
+_BASE = abi.RUN_SYNC // 8
+_RAX, _RBX, _RCX, _RDX, _RSI, _RDI = (_BASE + n for n in range(6))
+_R8 = _BASE + 8
+_RIP = _BASE + 16
+_RFLAGS = _BASE + 17
+_DIRTY = abi.RUN_DIRTY_REGS // 8
+_SREGS = abi.RUN_SYNC + 144
+_CS_L = _SREGS + 18
+_SS_DPL = _SREGS + abi.SREGS_SS + abi.SEGMENT_DPL
+_CR0 = (_SREGS + abi.SREGS_CR0) // 8
+_EFER = (_SREGS + abi.SREGS_EFER) // 8
+_EFER_LMA = 1 << 10
+_RFLAGS_VM = 1 << 17
+
+_EMPTY = memoryview(b"")
+
+
+def write_page(page: memoryview) -> None:
+    """The contents of the hypercall page: the entry, then INT3."""
+    page[:] = PAGE_CODE + bytes([0xCC]) * (len(page) - len(PAGE_CODE))
+
+
+def execute(vp: VirtualProcessor) -> None:
+    """The VP left at the hypercall page's OUT. Raises UndefinedOpcode where the TLFS asks for #UD."""
+    u64 = vp.vcpu.u64
+    u8 = vp.vcpu.u8
+    if u8[_SS_DPL] or not u64[_CR0] & 1 or u64[_RFLAGS] & _RFLAGS_VM:
+        raise UndefinedOpcode
+    long_mode = u64[_EFER] & _EFER_LMA and u8[_CS_L]
+    if long_mode:
+        control = u64[_RCX]
+        first = u64[_RDX]
+        second = u64[_R8]
+    else:
+        control = (u64[_RDX] & 0xFFFFFFFF) << 32 | u64[_RAX] & 0xFFFFFFFF
+        first = (u64[_RBX] & 0xFFFFFFFF) << 32 | u64[_RCX] & 0xFFFFFFFF
+        second = (u64[_RDI] & 0xFFFFFFFF) << 32 | u64[_RSI] & 0xFFFFFFFF
+    code = control & CONTROL_CODE
+    vp.hypercalls[code] = vp.hypercalls.get(code, 0) + 1
+    trace = vp.trace
+    started = perf_counter_ns() if trace is not None else 0
+    vp.call_input = _EMPTY
+    done = 0
+    try:
+        done = _dispatch(vp, code, control, first, second, bool(long_mode))
+        result = 0
+    except HvError as error:
+        result = error.status
+        if error.reps is not None:
+            done = error.reps
+    except AddressError:
+        # A page of the call vanished or an element named memory that is not there.
+        result = status.INVALID_PARAMETER
+    if trace is not None:
+        trace.hypercall(vp.index, control, bytes(vp.call_input), result, done, started, perf_counter_ns())
+    vp.call_input = _EMPTY
+    count = control >> CONTROL_REP_COUNT_SHIFT & 0xFFF
+    if result == 0 and done < count:
+        # Continuation: the call starts again from its first instruction, with the progress in its control word.
+        control = control & ~(0xFFF << CONTROL_REP_START_SHIFT) | done << CONTROL_REP_START_SHIFT
+        if long_mode:
+            u64[_RCX] = control
+        else:
+            u64[_RDX] = control >> 32
+        u64[_RIP] = u64[_RIP] - _OUT_OFFSET & _MASK64
+    else:
+        result |= done << RESULT_REPS_SHIFT
+        if long_mode:
+            u64[_RAX] = result
+        else:
+            u64[_RAX] = result & 0xFFFFFFFF
+            u64[_RDX] = result >> 32
+    u64[_DIRTY] = u64[_DIRTY] | abi.SYNC_REGS
+
+
+def _dispatch(
+    vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool
+) -> int:
+    """Checks and runs one call; returns repetitions done (0 for a call without)."""
+    partition = vp.partition
+    call = TABLE.calls.get(code)
+    if call is None:
+        raise HvError(status.INVALID_HYPERCALL_CODE)
+    if call.privilege & ~partition.privileges:
+        raise HvError(status.ACCESS_DENIED)
+    variable = control >> CONTROL_VARIABLE_SHIFT & 0x3FF
+    count = control >> CONTROL_REP_COUNT_SHIFT & 0xFFF
+    start = control >> CONTROL_REP_START_SHIFT & 0xFFF
+    kind = call.kind
+    if (
+        control & CONTROL_RESERVED
+        or (variable and kind != VARIABLE)
+        or ((count or start) and kind != REP)
+        or (kind == REP and start >= count)
+    ):
+        raise HvError(status.INVALID_HYPERCALL_INPUT)
+    in_size = call.size + variable * 8 + count * call.element
+    out_size = call.output + count * call.output_element
+    if control & CONTROL_FAST:
+        return _fast(vp, call, first, second, in_size, out_size, start, count, long_mode)
+    data = _operand(vp, first, in_size) if in_size else _EMPTY
+    vp.call_input = data
+    output = _operand(vp, second, out_size) if out_size else _EMPTY
+    return _run(vp, call, data, output, start, count)
+
+
+def _operand(vp: VirtualProcessor, gpa: int, size: int) -> memoryview:
+    if gpa & 7 or (gpa & 0xFFF) + size > 4096:
+        raise HvError(status.INVALID_ALIGNMENT)
+    try:
+        return vp.partition.memory.view(gpa, size)
+    except AddressError:
+        raise HvError(status.INVALID_ALIGNMENT) from None
+
+
+def _run(
+    vp: VirtualProcessor, call: Hypercall, data: memoryview, output: memoryview, start: int, count: int
+) -> int:
+    kind = call.kind
+    fields = call.unpack(data, 0) if call.unpack is not None else ()
+    if kind == REP:
+        vp.deadline = perf_counter_ns() + SLICE_NS
+        done: int = call.handler(vp, data[call.size :], output, start, count, *fields)
+        return done
+    if kind == SIMPLE:
+        answer = call.handler(vp, *fields)
+    else:
+        answer = call.handler(vp, data[call.size :], *fields)
+    if answer is not None:
+        output[: len(answer)] = answer
+    return 0
+
+
+def _fast(
+    vp: VirtualProcessor,
+    call: Hypercall,
+    first: int,
+    second: int,
+    in_size: int,
+    out_size: int,
+    start: int,
+    count: int,
+    long_mode: bool,
+) -> int:
+    """Register form: 16 bytes in RDX and R8, or 112 with XMM0-5; output starts at the next 16 bytes."""
+    features = vp.partition.features
+    block = bytearray(_FAST_XMM)
+    block[0:8] = first.to_bytes(8, "little")
+    block[8:16] = second.to_bytes(8, "little")
+    if in_size <= _FAST_PLAIN and not out_size:
+        view = memoryview(block)
+        vp.call_input = view[:in_size]
+        return _run(vp, call, view[:in_size], _EMPTY, start, count)
+    output_at = (in_size + 15) & ~15
+    if in_size > _FAST_XMM or output_at + out_size > _FAST_XMM:
+        raise HvError(status.INVALID_HYPERCALL_INPUT)
+    if in_size > _FAST_PLAIN and not features & FEATURE_XMM_INPUT:
+        raise UndefinedOpcode
+    if out_size and (not features & FEATURE_XMM_OUTPUT or not long_mode):
+        raise UndefinedOpcode
+    fpu = vp.vcpu.fpu()
+    block[16:112] = fpu[160:256]
+    view = memoryview(block)
+    vp.call_input = view[:in_size]
+    done = _run(vp, call, view[:in_size], view[output_at : output_at + out_size], start, count)
+    if out_size:
+        u64 = vp.vcpu.u64
+        u64[_RDX] = int.from_bytes(block[0:8], "little")
+        u64[_R8] = int.from_bytes(block[8:16], "little")
+        fpu[160:256] = block[16:112]
+        vp.vcpu.set_fpu(fpu)
+    return done

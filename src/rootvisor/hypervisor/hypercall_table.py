@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hypercall is: a code, its layouts, the privilege that gates it, and one function.
+
+A family module declares its calls with the decorators here; :mod:`.hypercall_abi` executes them. Handlers of simple
+calls get the unpacked input fields as positional arguments and return the packed output; handlers of rep calls get the
+element list and return how many elements are done, counted from element 0.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..tlfs.layout import Layout
+
+SIMPLE = 0
+VARIABLE = 1
+REP = 2
+
+
+class Hypercall:
+    """One entry of the table. Sizes in bytes; ``element``/``output_element`` are per repetition."""
+
+    __slots__ = ("code", "element", "handler", "kind", "output", "output_element", "privilege", "size", "unpack")
+
+    def __init__(
+        self,
+        code: int,
+        kind: int,
+        layout: Layout | None,
+        output: int,
+        element: int,
+        output_element: int,
+        privilege: int,
+        handler: Callable[..., Any],
+    ) -> None:
+        self.code = code
+        self.kind = kind
+        self.size = layout.size if layout else 0
+        self.unpack = layout.unpack_from if layout else None
+        self.output = output
+        self.element = element
+        self.output_element = output_element
+        self.privilege = privilege
+        self.handler = handler
+
+
+class HypercallTable:
+    """Codes to calls; one table serves every partition."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Hypercall] = {}
+
+    def simple(
+        self, code: int, layout: Layout | None = None, output: int = 0, privilege: int = 0
+    ) -> Callable[[Callable[..., bytes | None]], Callable[..., bytes | None]]:
+        """``handler(vp, *fields) -> bytes | None``; ``output`` is the size it returns."""
+        return self._register(code, SIMPLE, layout, output, 0, 0, privilege)
+
+    def variable(
+        self, code: int, layout: Layout, output: int = 0, privilege: int = 0
+    ) -> Callable[[Callable[..., bytes | None]], Callable[..., bytes | None]]:
+        """``handler(vp, header: memoryview, *fields) -> bytes | None`` with the variable header in 8-byte units."""
+        return self._register(code, VARIABLE, layout, output, 0, 0, privilege)
+
+    def rep(
+        self, code: int, layout: Layout, element: int, output_element: int = 0, privilege: int = 0
+    ) -> Callable[[Callable[..., int]], Callable[..., int]]:
+        """``handler(vp, elements, output, start, count, *fields) -> done``; raises HvError(status, done) on failure.
+
+        ``elements`` and ``output`` are views of the whole lists (element i at i * size). Returning less than ``count``
+        without an error makes the VP issue the call again from there, after interrupts had their chance.
+        """
+        return self._register(code, REP, layout, 0, element, output_element, privilege)
+
+    def _register(
+        self,
+        code: int,
+        kind: int,
+        layout: Layout | None,
+        output: int,
+        element: int,
+        output_element: int,
+        privilege: int,
+    ) -> Callable[[Any], Any]:
+        def register(handler: Any) -> Any:
+            if code in self.calls:
+                raise AssertionError(f"hypercall {code:#x} declared twice")
+            self.calls[code] = Hypercall(
+                code, kind, layout, output, element, output_element, privilege, handler
+            )
+            return handler
+
+        return register
+
+
+TABLE = HypercallTable()

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic MSRs of a VP: each is a read and a write function, present only with its privilege (TLFS appendix).
+
+Absent functions raise #GP. Values are 64 bit.
+"""
+
+from __future__ import annotations
+
+from ..kvm.abi import MSR_TSC
+from ..tlfs import msrs, privileges
+from .errors import GeneralProtection
+from .hypercall_abi import write_page
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .overlay import OverlayPage
+    from .vp import VirtualProcessor
+
+    Read = Callable[[], int]
+    Write = Callable[[int], None]
+    Accessors = tuple[Read | None, Write | None]
+
+_X2APIC_TPR = 0x808
+_X2APIC_EOI = 0x80B
+_X2APIC_ICR = 0x830
+_CRASH_CAPABILITIES = msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE
+_CRASH_MESSAGE_MAX = 4096
+
+
+def _page_accessors(page: OverlayPage) -> Accessors:
+    return (lambda: page.value), page.write
+
+
+def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
+    """The MSRs of ``vp`` by number."""
+    partition = vp.partition
+    granted = partition.privileges
+    table: dict[int, Accessors] = {}
+    if granted & privileges.ACCESS_HYPERCALL_MSRS:
+        table[msrs.GUEST_OS_ID] = (lambda: partition.guest_os_id), _write_guest_os_id(vp)
+        table[msrs.HYPERCALL] = (lambda: partition.hypercall_page.value), _write_hypercall(vp)
+    if granted & privileges.ACCESS_VP_INDEX:
+        table[msrs.VP_INDEX] = (lambda: vp.index), None
+    if granted & privileges.ACCESS_RESET_REG:
+        table[msrs.RESET] = (lambda: 0), _write_reset(vp)
+    if granted & privileges.ACCESS_PARTITION_REFERENCE_COUNTER:
+        table[msrs.TIME_REF_COUNT] = (lambda: partition.reference_time.at(vp.vcpu.get_msr(MSR_TSC))), None
+    if granted & privileges.ACCESS_PARTITION_REFERENCE_TSC:
+        table[msrs.REFERENCE_TSC] = (lambda: partition.tsc_page.value), _write_reference_tsc(vp)
+    if granted & privileges.ACCESS_FREQUENCY_REGS and partition.features & privileges.FEATURE_FREQUENCY_MSRS:
+        table[msrs.TSC_FREQUENCY] = (lambda: partition.reference_time.tsc_hz), None
+        table[msrs.APIC_FREQUENCY] = (lambda: partition.apic_hz), None
+    if granted & privileges.ACCESS_INTR_CTRL_REGS:
+        table[msrs.EOI] = None, _write_eoi(vp)
+        table[msrs.ICR] = (lambda: vp.vcpu.get_msr(_X2APIC_ICR)), _write_icr(vp)
+        table[msrs.TPR] = (lambda: vp.vcpu.get_msr(_X2APIC_TPR)), _write_tpr(vp)
+        table[msrs.VP_ASSIST_PAGE] = _page_accessors(vp.assist_page)
+    if granted & privileges.ACCESS_SYNIC_REGS:
+        table.update(_synic_msrs(vp))
+    if partition.features & privileges.FEATURE_CRASH_MSRS:
+        for number in range(5):
+            table[msrs.CRASH_P0 + number] = _crash_parameter(vp, number)
+        table[msrs.CRASH_CTL] = (lambda: _CRASH_CAPABILITIES), _write_crash_control(vp)
+    if granted & privileges.ACCESS_TSC_INVARIANT_CONTROLS:
+        table[msrs.TSC_INVARIANT_CONTROL] = (lambda: partition.tsc_invariant), _write_tsc_invariant(vp)
+    return table
+
+
+def _synic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
+    synic = vp.synic
+
+    def write_scontrol(value: int) -> None:
+        synic.scontrol = value
+
+    def sint(number: int) -> Accessors:
+        return (lambda: synic.sints[number]), (lambda value: synic.write_sint(number, value))
+
+    table: dict[int, Accessors] = {
+        msrs.SCONTROL: ((lambda: synic.scontrol), write_scontrol),
+        msrs.SVERSION: ((lambda: 1), None),
+        msrs.SIEFP: _page_accessors(synic.siefp),
+        msrs.SIMP: _page_accessors(synic.simp),
+        msrs.SIRBP: _page_accessors(synic.sirbp),
+        msrs.EOM: ((lambda: 0), lambda _value: synic.end_of_message()),
+    }
+    for number in range(16):
+        table[msrs.SINT0 + number] = sint(number)
+    return table
+
+
+def _write_guest_os_id(vp: VirtualProcessor) -> Write:
+    partition = vp.partition
+
+    def write(value: int) -> None:
+        partition.guest_os_id = value
+        if not value:
+            partition.hypercall_page.disable()
+
+    return write
+
+
+def _write_hypercall(vp: VirtualProcessor) -> Write:
+    partition = vp.partition
+
+    def write(value: int) -> None:
+        if partition.hypercall_page.value & 2:  # locked until reset
+            raise GeneralProtection
+        if not partition.guest_os_id:
+            value &= ~msrs.PAGE_ENABLE  # enable silently stays off without an OS identity
+        page = partition.hypercall_page
+        page.write(value)
+        if value & msrs.PAGE_ENABLE:
+            write_page(page.view)
+
+    return write
+
+
+def _write_reset(vp: VirtualProcessor) -> Write:
+    def write(value: int) -> None:
+        if value & ~1:
+            raise GeneralProtection
+        if value:
+            vp.partition.end("reset", "HV_X64_MSR_RESET")
+
+    return write
+
+
+def _write_reference_tsc(vp: VirtualProcessor) -> Write:
+    partition = vp.partition
+
+    def write(value: int) -> None:
+        partition.tsc_page.write(value)
+        if value & msrs.PAGE_ENABLE:
+            partition.reference_time.write_page(partition.tsc_page.view)
+
+    return write
+
+
+def _write_eoi(vp: VirtualProcessor) -> Write:
+    def write(value: int) -> None:
+        if value >> 32 or not vp.vcpu.set_msr(_X2APIC_EOI, 0):
+            raise GeneralProtection
+
+    return write
+
+
+def _write_icr(vp: VirtualProcessor) -> Write:
+    def write(value: int) -> None:
+        # xAPIC layout: destination in 63:56; the x2APIC register wants it in 63:32.
+        if not vp.vcpu.set_msr(_X2APIC_ICR, (value >> 56) << 32 | value & 0xFFFFFFFF & ~(1 << 12)):
+            raise GeneralProtection
+
+    return write
+
+
+def _write_tpr(vp: VirtualProcessor) -> Write:
+    def write(value: int) -> None:
+        if value >> 8 or not vp.vcpu.set_msr(_X2APIC_TPR, value):
+            raise GeneralProtection
+
+    return write
+
+
+def _crash_parameter(vp: VirtualProcessor, number: int) -> Accessors:
+    parameters = vp.partition.crash_parameters
+
+    def write(value: int) -> None:
+        parameters[number] = value
+
+    return (lambda: parameters[number]), write
+
+
+def _write_crash_control(vp: VirtualProcessor) -> Write:
+    partition = vp.partition
+
+    def write(value: int) -> None:
+        if not value & msrs.CRASH_NOTIFY:
+            return
+        message = b""
+        if value & msrs.CRASH_MESSAGE:
+            gpa, length = partition.crash_parameters[3], partition.crash_parameters[4]
+            try:
+                message = bytes(partition.memory.view(gpa, min(length, _CRASH_MESSAGE_MAX)))
+            except ValueError:
+                message = b"(the report's text lies outside memory)"
+        partition.crash(message)
+
+    return write
+
+
+def _write_tsc_invariant(vp: VirtualProcessor) -> Write:
+    partition = vp.partition
+
+    def write(value: int) -> None:
+        if value & ~1 or (partition.tsc_invariant and not value):
+            raise GeneralProtection
+        partition.tsc_invariant = value
+
+    return write

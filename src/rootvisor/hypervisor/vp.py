@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual processor: one thread in KVM_RUN, and what each exit means."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, get_ident
+from fcntl import ioctl
+from time import pthread_getcpuclockid
+
+from ..kvm import abi
+from ..kvm.errors import KvmError, ioctl_error
+from ..kvm.vm import msi_message
+from . import hypercall_abi
+from .errors import GeneralProtection, HypervisorError, UndefinedOpcode
+from .interrupt_remapping import MSI_BASE
+from .synic import Synic
+from .synthetic_msrs import synthetic_msrs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..kvm.vcpu import Vcpu
+    from ..trace.sink import TraceSink
+    from .partition import Partition
+
+_UNDEFINED_OPCODE = 6
+
+
+class VirtualProcessor:
+    """VP ``index`` of a partition, on a KVM processor with the same APIC id.
+
+    ``exits`` counts by KVM exit reason, ``hypercalls`` by code.
+    """
+
+    __slots__ = (
+        "_msrs", "apic_id", "assist_page", "call_input", "created", "cpu_clock", "deadline", "exits", "hypercalls",
+        "index", "interrupts", "lp_index", "partition", "finished", "stopping", "synic", "trace", "vcpu",
+    )  # fmt: skip
+
+    def __init__(self, partition: Partition, index: int, vcpu: Vcpu) -> None:
+        self.partition = partition
+        self.index = index
+        self.vcpu = vcpu
+        self.apic_id = vcpu.index
+        self.lp_index = index
+        #: CREATE_VP has announced it (VP 0 exists from the start)
+        self.created = index == 0
+        self.trace: TraceSink | None = None
+        self.exits = [0] * 64
+        self.hypercalls: dict[int, int] = {}
+        self.interrupts = 0
+        self.stopping = False
+        self.finished = allocate_lock()
+        self.deadline = 0
+        self.call_input = memoryview(b"")
+        self.cpu_clock = 0
+        pages = partition.owned_pages
+        self.assist_page = pages.allocate()
+        simp, siefp, sirbp = pages.allocate(), pages.allocate(), pages.allocate()
+        self.synic = Synic(simp, siefp, sirbp, self.interrupt)
+        self._msrs = synthetic_msrs(self)
+        vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS
+
+    def interrupt(self, vector: int) -> None:
+        """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
+        self.interrupts += 1
+        self.partition.vm.signal_msi(msi_message(MSI_BASE | self.apic_id << 12, vector))
+
+    # --- the thread -----------------------------------------------------------------------------------------------
+    def thread(self) -> None:
+        """Body of the VP's thread: runs until the partition ends, then lets go of ``finished``."""
+        self.vcpu.thread = get_ident()
+        self.cpu_clock = pthread_getcpuclockid(get_ident())
+        partition = self.partition
+        try:
+            self._run()
+        except (KvmError, HypervisorError) as error:
+            partition.end("host-error", str(error))
+        except Exception as error:  # a defect of ours: the run ends with it, it is never swallowed
+            partition.end_with_defect(error)
+        finally:
+            self.vcpu.thread = 0
+            self.finished.release()
+
+    def _run(self) -> None:
+        vcpu = self.vcpu
+        u8, u16, u32, u64 = vcpu.u8, vcpu.u16, vcpu.u32, vcpu.u64
+        fd = vcpu.fd
+        run = abi.KVM_RUN
+        exits = self.exits
+        ports = self.partition.ports
+        mmio = self.partition.mmio
+        execute = hypercall_abi.execute
+        hypercall_port = hypercall_abi.PORT
+        while True:
+            try:
+                ioctl(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
+            except InterruptedError:
+                if self.stopping:
+                    return
+                u8[1] = 0
+                continue
+            except BlockingIOError:
+                continue  # an application processor woke up for INIT or SIPI
+            except OSError as error:
+                if self.stopping:
+                    return
+                raise self._run_failed(error) from error
+            reason = u32[2]
+            exits[reason] += 1
+            if reason == 2:  # EXIT_IO: direction u8, size u8, port u16, count u32, data offset u64
+                port = u16[17]
+                size = u8[33]
+                if port == hypercall_port and u8[32]:
+                    try:
+                        execute(self)
+                    except UndefinedOpcode:
+                        self._inject_undefined_opcode()
+                elif u32[9] == 1:
+                    at = u64[5]
+                    if u8[32]:
+                        ports.write(port, size, int.from_bytes(u8[at : at + size], "little"))
+                    else:
+                        u8[at : at + size] = ports.read(port, size).to_bytes(size, "little")
+                else:
+                    self._string_io(port, size)
+            elif reason == 6:  # EXIT_MMIO: gpa u64, data[8], len u32, is_write u8
+                size = u32[12]
+                if u8[52]:
+                    mmio.write(u64[4], size, int.from_bytes(u8[40 : 40 + size], "little"))
+                else:
+                    u8[40:48] = mmio.read(u64[4], size).to_bytes(8, "little")
+            elif reason == 29:  # EXIT_X86_RDMSR: error u8, reason u32, index u32, data u64
+                self._read_msr(u32[11])
+            elif reason == 30:
+                self._write_msr(u32[11], u64[6])
+            elif reason == abi.EXIT_SHUTDOWN:
+                self.partition.end("triple-fault", self._where())
+            elif reason != abi.EXIT_INTR:
+                self._unexpected_exit(reason)
+            if self.stopping:
+                return
+
+    def _string_io(self, port: int, size: int) -> None:
+        """INS/OUTS: KVM hands over several items at once."""
+        u8 = self.vcpu.u8
+        at = self.vcpu.u64[5]
+        ports = self.partition.ports
+        for _ in range(self.vcpu.u32[9]):
+            if u8[32]:
+                ports.write(port, size, int.from_bytes(u8[at : at + size], "little"))
+            else:
+                u8[at : at + size] = ports.read(port, size).to_bytes(size, "little")
+            at += size
+
+    # --- MSRs -----------------------------------------------------------------------------------------------------
+    def _read_msr(self, index: int) -> None:
+        vcpu = self.vcpu
+        accessors = self._msrs.get(index)
+        if accessors is None or accessors[0] is None:
+            vcpu.u8[32] = 1
+        else:
+            try:
+                vcpu.u64[6] = accessors[0]() & 0xFFFF_FFFF_FFFF_FFFF
+                vcpu.u8[32] = 0
+            except (GeneralProtection, KvmError):
+                vcpu.u8[32] = 1
+        if self.trace is not None:
+            self.trace.msr(self.index, index, False, vcpu.u64[6], bool(vcpu.u8[32]))
+
+    def _write_msr(self, index: int, value: int) -> None:
+        vcpu = self.vcpu
+        accessors = self._msrs.get(index)
+        if accessors is None or accessors[1] is None:
+            vcpu.u8[32] = 1
+        else:
+            try:
+                accessors[1](value)
+                vcpu.u8[32] = 0
+            except (GeneralProtection, KvmError):
+                vcpu.u8[32] = 1
+        if self.trace is not None:
+            self.trace.msr(self.index, index, True, value, bool(vcpu.u8[32]))
+
+    # --- the rest -------------------------------------------------------------------------------------------------
+    def _inject_undefined_opcode(self) -> None:
+        """#UD at the hypercall's OUT: let KVM finish the I/O, put RIP back, then inject."""
+        vcpu = self.vcpu
+        rip = vcpu.u64[(abi.RUN_SYNC >> 3) + 16]
+        vcpu.finish_exit()
+        vcpu.set_regs(rip=rip)
+        vcpu.inject_exception(_UNDEFINED_OPCODE)
+
+    def _where(self) -> str:
+        regs = self.vcpu.get_regs()
+        return f"VP {self.index} at RIP {regs[16]:#x}, RSP {regs[6]:#x}"
+
+    def _run_failed(self, error: OSError) -> Exception:
+        if error.errno == 14:  # EFAULT: the memory behind a slot is gone or full
+            return HypervisorError(
+                f"VP {self.index} touched memory that the host cannot provide ({self._where()}); "
+                "free memory on this machine or lower --memory"
+            )
+        return ioctl_error(abi.KVM_RUN, error)
+
+    def _unexpected_exit(self, reason: int) -> None:
+        u32 = self.vcpu.u32
+        name = abi.EXIT_NAMES.get(reason, str(reason))
+        if reason == abi.EXIT_INTERNAL_ERROR:
+            name += f" (suberror {u32[8]})"
+        elif reason == abi.EXIT_FAIL_ENTRY:
+            name += f" (hardware reason {self.vcpu.u64[4]:#x})"
+        raise HypervisorError(f"KVM stopped VP {self.index} with exit {name}, {self._where()}; see `rootvisor doctor`")
+
+    def stop(self) -> None:
+        """Asks the thread to end; join by acquiring ``finished``."""
+        self.stopping = True
+        self.vcpu.kick()
