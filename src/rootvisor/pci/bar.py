@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base address registers: what a function decodes, and where it is decoded at the moment."""
+
+from __future__ import annotations
+
+from . import registers as reg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .platform import IoHandler
+
+
+class Bar:
+    """One base address register and the handlers behind parts of its range.
+
+    `size` is a power of two (at least 16 bytes for memory, 4 for IO). Bytes that no handler covers read as all ones.
+    `mapped_at` is the address at which the platform routes accesses here, `None` while it does not.
+    """
+
+    __slots__ = ("index", "io", "mapped_at", "prefetchable", "regions", "size", "wide")
+
+    def __init__(
+        self, index: int, size: int, *, io: bool = False, wide: bool = False, prefetchable: bool = False
+    ) -> None:
+        if size & size - 1 or size < (4 if io else 16) or (size > 1 << 31 and not wide) or (io and wide):
+            raise ValueError(f"BAR {index}: a size of {size:#x} bytes cannot be expressed")
+        if not 0 <= index < reg.BAR_COUNT - (1 if wide else 0):
+            raise ValueError(f"no BAR {index}")
+        self.index = index
+        self.size = size
+        self.io = io
+        self.wide = wide
+        self.prefetchable = prefetchable
+        self.regions: list[tuple[int, int, IoHandler]] = []
+        self.mapped_at: int | None = None
+
+    @property
+    def flags(self) -> int:
+        """The read-only low bits of the register."""
+        if self.io:
+            return reg.BAR_IO
+        return (reg.BAR_MEMORY_64 if self.wide else 0) | (reg.BAR_PREFETCHABLE if self.prefetchable else 0)
+
+    @property
+    def register(self) -> int:
+        """Offset of the (first) register in configuration space."""
+        return reg.BAR_0 + 4 * self.index
+
+    @property
+    def register_bytes(self) -> int:
+        """How many bytes of configuration space the BAR takes."""
+        return 8 if self.wide else 4
+
+    @property
+    def mask(self) -> int:
+        """The address bits the guest may write."""
+        return ~(self.size - 1) & ((1 << 8 * self.register_bytes) - 1)
+
+    def add_region(self, offset: int, length: int, handler: IoHandler) -> None:
+        """Put a handler behind `length` bytes at `offset` of the BAR; its offsets count from `offset`."""
+        if offset < 0 or length <= 0 or offset + length > self.size:
+            raise ValueError(f"BAR {self.index}: {offset:#x}+{length:#x} is outside its {self.size:#x} bytes")
+        for start, taken, _ in self.regions:
+            if offset < start + taken and start < offset + length:
+                raise ValueError(f"BAR {self.index}: regions overlap at {offset:#x}")
+        self.regions.append((offset, length, handler))
+
+    def read(self, offset: int, size: int) -> int:
+        """Read as the guest would at BAR offset `offset`, mapped or not (virtio's PCI_CFG window)."""
+        for start, length, handler in self.regions:
+            if start <= offset and offset + size <= start + length:
+                return handler.read(offset - start, size)
+        return reg.all_ones(size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write as the guest would at BAR offset `offset`, mapped or not."""
+        for start, length, handler in self.regions:
+            if start <= offset and offset + size <= start + length:
+                handler.write(offset - start, size, value)
+                return

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed virtqueues (virtio 1.2, section 2.8).
+
+Areas: the descriptor ring (16 bytes each, used and available entries in the same place); driver and device area are
+event suppression structures of two 16-bit words: `offset and wrap counter, flags`.
+"""
+
+from __future__ import annotations
+
+from .queue import (
+    DESCRIPTOR_BYTES,
+    Chain,
+    Queue,
+    QueueAddresses,
+    QueueCounters,
+    QueueError,
+    full_barrier,
+    unpack_descriptor,
+)
+from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .memory import GuestMemory
+
+_AVAILABLE = 1 << 7
+_USED = 1 << 15
+
+# Event suppression flags (2.8.10).
+_EVENTS_ALL = 0
+_EVENTS_NONE = 1
+_EVENTS_AT_DESCRIPTOR = 2
+
+
+class PackedQueue(Queue):
+    """The packed ring format."""
+
+    __slots__ = (
+        "_desc",
+        "_desc16",
+        "_desc32",
+        "_device_event",
+        "_driver_event",
+        "_next",
+        "_unsignalled",
+        "_used_next",
+        "_used_wrap",
+        "_wrap",
+    )
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        index: int,
+        addresses: QueueAddresses,
+        features: int,
+        *,
+        kick_fd: int = -1,
+        interrupt: Callable[[], None] | None = None,
+        call_fd: Callable[[], int] | None = None,
+        counters: QueueCounters | None = None,
+    ) -> None:
+        super().__init__(
+            memory,
+            index,
+            addresses,
+            features,
+            kick_fd=kick_fd,
+            interrupt=interrupt,
+            call_fd=call_fd,
+            counters=counters,
+        )
+        if not 0 < self.size <= 32768:
+            raise QueueError(f"queue {index}: a packed ring of {self.size} entries")
+        self._desc = self._area("descriptor ring", addresses.desc, DESCRIPTOR_BYTES * self.size, 16)
+        self._desc16 = self._desc.cast("H")
+        self._desc32 = self._desc.cast("I")
+        self._driver_event = self._area("driver area", addresses.driver, 4, 4).cast("H")
+        self._device_event = self._area("device area", addresses.device, 4, 4).cast("H")
+        self._next = 0
+        self._wrap = True
+        self._used_next = 0
+        self._used_wrap = True
+        self._unsignalled = 0
+
+    def pop(self) -> Chain | None:
+        """The next request of the descriptor ring, or `None`."""
+        if not self.dma or not self._available():
+            return None
+        chain = Chain(0)
+        try:
+            self._walk(chain)
+        except ValueError as error:
+            raise self._bad_address(error) from error
+        following = self._next + chain.slots
+        if following >= self.size:
+            following -= self.size
+            self._wrap = not self._wrap
+        self._next = following
+        return chain
+
+    def unpop(self, chain: Chain) -> None:
+        """Give back the request popped last."""
+        preceding = self._next - chain.slots
+        if preceding < 0:
+            preceding += self.size
+            self._wrap = not self._wrap
+        self._next = preceding
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Complete a request."""
+        index = self._used_next
+        self._desc32[4 * index + 2] = written
+        self._desc16[8 * index + 6] = chain.head
+        flags = _AVAILABLE | _USED if self._used_wrap else 0
+        # The flags publish the entry: x86 keeps the order of stores.
+        self._desc16[8 * index + 7] = flags | DESC_WRITE if written else flags
+        index += chain.slots
+        if index >= self.size:
+            index -= self.size
+            self._used_wrap = not self._used_wrap
+        self._used_next = index
+        self._unsignalled += chain.slots
+        counters = self.counters
+        counters.completions += 1
+        counters.bytes += written
+
+    def quiet(self) -> None:
+        """Ask for no kicks."""
+        self._device_event[1] = _EVENTS_NONE
+
+    def listen(self) -> bool:
+        """Ask for a kick; true when a request is there already."""
+        if self._event_idx:
+            self._device_event[0] = self._next | self._wrap << 15
+            self._device_event[1] = _EVENTS_AT_DESCRIPTOR
+        else:
+            self._device_event[1] = _EVENTS_ALL
+        full_barrier()
+        return self._available() and self.dma
+
+    def _available(self) -> bool:
+        flags = self._desc16[8 * self._next + 7]
+        return bool(flags & _AVAILABLE) == self._wrap and bool(flags & _USED) != self._wrap
+
+    def _wants_interrupt(self) -> bool:
+        added = self._unsignalled
+        if not added:
+            return False
+        self._unsignalled = 0
+        full_barrier()
+        flags = self._driver_event[1] & 3
+        if flags == _EVENTS_NONE:
+            return False
+        if flags != _EVENTS_AT_DESCRIPTOR or not self._event_idx:
+            return True
+        offset = self._driver_event[0]
+        event = offset & 0x7FFF
+        if bool(offset >> 15) != self._used_wrap:
+            event -= self.size
+        new = self._used_next
+        return (new - event - 1 & 0xFFFF) < (added & 0xFFFF)
+
+    def _walk(self, chain: Chain) -> None:
+        size, index = self.size, self._next
+        for slots in range(1, size + 1):
+            address, length, buffer_id, flags = unpack_descriptor(self._desc, index * DESCRIPTOR_BYTES)
+            chain.head = buffer_id
+            chain.slots = slots
+            if flags & DESC_INDIRECT:
+                if slots > 1:
+                    raise QueueError(f"queue {self.index}: indirect descriptor inside a chain")
+                self._walk_indirect(chain, self._indirect_table(address, length, flags))
+                return
+            self._append(chain, address, length, flags)
+            if not flags & DESC_NEXT:
+                return
+            index = index + 1 if index + 1 < size else 0
+        raise QueueError(f"queue {self.index}: a chain longer than the ring")
+
+    def _walk_indirect(self, chain: Chain, table: memoryview) -> None:
+        for offset in range(0, len(table), DESCRIPTOR_BYTES):
+            address, length, _, flags = unpack_descriptor(table, offset)
+            if flags & DESC_INDIRECT:
+                self._nested(flags)
+            self._append(chain, address, length, flags)
