@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The little of QEMU's control protocol that the appliance needs (QEMU docs/interop/qmp-spec.txt)."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """QEMU's SHUTDOWN event: the machine has stopped. ``reason`` is guest-shutdown, guest-reset, guest-panic..."""
+
+    reason: str
+
+
+class Qmp:
+    """QEMU's end of the conversation is read by :meth:`received`; nothing here blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._partial = b""
+        self._replies = 0
+        self._asked = 0
+        self._send("qmp_capabilities")
+
+    def _send(self, command: str) -> None:
+        self._asked += 1
+        try:
+            self._socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        except OSError:
+            pass  # QEMU is gone, which its process tells
+
+    def sync(self) -> None:
+        """Ask something harmless: when :attr:`idle` is true again, QEMU's main loop has come round."""
+        self._send("query-status")
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked has been answered."""
+        return self._replies >= self._asked
+
+    def received(self, data: bytes) -> list[Shutdown]:
+        """Take bytes from QEMU and give the events in them."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        events = []
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if "return" in message or "error" in message:
+                self._replies += 1
+            elif message.get("event") == "SHUTDOWN":
+                events.append(Shutdown(str(message.get("data", {}).get("reason", "unknown"))))
+        return events

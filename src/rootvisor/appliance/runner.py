@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a program in the appliance, trying again when the appliance itself dies before the program has started."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from .errors import ApplianceError
+from .request import ApplianceKernel, Request
+from .session import Died, Session
+from .tools import Problem, find_tools, require_tools
+
+TRIES = 3
+
+
+def run(request: Request) -> int:
+    """Run ``request`` and give the program's exit status: 124 after ``timeout``, 128 + n when signal n ended it.
+
+    Raises :class:`ApplianceError` with one line when the appliance cannot start, or died.
+    """
+    request.validate()
+    tools = require_tools()
+    kernel = request.kernel or _stock_kernel()
+    for path in (kernel.image, kernel.modules):
+        if not os.access(path, os.R_OK):
+            raise ApplianceError(
+                f"{path}: the appliance's kernel cannot be read; rootvisor kernel build stock"
+            )
+    deadline = None if request.timeout is None else time.monotonic() + request.timeout
+    for attempt in range(1, TRIES + 1):
+        with Session(request, tools, kernel, deadline) as session:
+            outcome = session.run()
+        if not isinstance(outcome, Died):
+            return outcome.status
+        if outcome.ready or outcome.hopeless or attempt == TRIES:
+            raise ApplianceError(_obituary(outcome))
+        print(
+            f"rootvisor: the appliance's kernel died while starting ({outcome.reason}); "
+            f"try {attempt + 1} of {TRIES}",
+            file=sys.stderr,
+            flush=True,
+        )
+    raise AssertionError("unreachable")
+
+
+def check() -> list[Problem]:
+    """What keeps the appliance from running on this machine: nothing, when the list is empty."""
+    return find_tools()[1]
+
+
+def _obituary(outcome: Died) -> str:
+    when = "while its program ran" if outcome.ready else "while starting"
+    tail = " | ".join(line for line in outcome.console[-6:] if line != outcome.reason)
+    return f"the appliance died {when}: {outcome.reason}" + (f"; its last words: {tail}" if tail else "")
+
+
+def _stock_kernel() -> ApplianceKernel:
+    from rootvisor import kernels
+
+    found = kernels.ensure("stock")
+    return ApplianceKernel(str(found.vmlinux or found.image), str(found.modules))

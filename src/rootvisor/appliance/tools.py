@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's programs that the appliance is made of, and what is wrong when they are missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from .children import user_namespaces_work
+from .errors import ApplianceError
+
+QEMU = "qemu-system-x86_64"
+_VIRTIOFSD_PLACES = (
+    "/usr/libexec/virtiofsd",  # Rust: Ubuntu, Debian 13, Fedora
+    "/usr/lib/virtiofsd",  # Rust: Arch
+    "/usr/lib/qemu/virtiofsd",  # C: Debian 12
+)
+LEAST_FREE_MIB = 768
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps the appliance from running: ``what`` it is, and the ``mend``."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.mend}"
+
+
+@dataclass(frozen=True)
+class Virtiofsd:
+    """The file server. ``rust``: the one of the virtiofsd project, otherwise QEMU's own up to release 7.
+    ``namespace``: it has to be root of a user namespace, because it insists on being root."""
+
+    path: str
+    rust: bool
+    namespace: bool
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Everything that was found."""
+
+    qemu: str
+    virtiofsd: Virtiofsd
+    busybox: str
+
+
+def find_tools() -> tuple[Tools | None, list[Problem]]:
+    """Look for the programs; Tools is None when there are problems."""
+    problems = []
+    qemu = shutil.which(QEMU)
+    if not qemu:
+        problems.append(Problem(f"{QEMU} is missing", "apt-get install qemu-system-x86"))
+    virtiofsd = _find_virtiofsd(problems)
+    busybox = find_busybox()
+    if not busybox:
+        problems.append(Problem("a static busybox is missing", "apt-get install busybox-static"))
+    free = available_mib()
+    if free is not None and free < LEAST_FREE_MIB:
+        problems.append(
+            Problem(
+                f"only {free} MiB of memory are free, the appliance needs {LEAST_FREE_MIB}",
+                "end other programs",
+            )
+        )
+    if qemu and virtiofsd and busybox and not problems:
+        return Tools(qemu, virtiofsd, busybox), []
+    return None, problems
+
+
+def require_tools() -> Tools:
+    """The programs; raises :class:`ApplianceError` with the first problem."""
+    tools, problems = find_tools()
+    if tools is None:
+        raise ApplianceError(f"the appliance cannot start: {problems[0]}")
+    return tools
+
+
+def available_mib() -> int | None:
+    """MemAvailable of /proc/meminfo in MiB, None where it cannot be read."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) >> 10
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _find_virtiofsd(problems: list[Problem]) -> Virtiofsd | None:
+    places = [*_VIRTIOFSD_PLACES]
+    on_path = shutil.which("virtiofsd")
+    if on_path:
+        places.insert(0, on_path)
+    found = [place for place in places if os.access(place, os.X_OK)]
+    if not found:
+        package = "virtiofsd" if _has_virtiofsd_package() else "qemu-system-common"
+        problems.append(Problem("virtiofsd is missing", f"apt-get install {package}"))
+        return None
+    for path in found:
+        rust = _is_rust(path)
+        if rust or os.geteuid() == 0:
+            return Virtiofsd(path, rust, namespace=False)
+        if user_namespaces_work():
+            return Virtiofsd(path, rust, namespace=True)
+    problems.append(
+        Problem(
+            f"{found[0]} works only as root, and this user may not create user namespaces",
+            "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000, "
+            "install the Rust virtiofsd, or run as root",
+        )
+    )
+    return None
+
+
+def _has_virtiofsd_package() -> bool:
+    """Whether the distribution ships virtiofsd on its own, as all do since they have QEMU 8."""
+    try:
+        with open("/etc/os-release") as file:
+            return 'VERSION_ID="12"' not in file.read()
+    except OSError:
+        return True
+
+
+def _is_rust(path: str) -> bool:
+    """QEMU's own virtiofsd takes ``-o`` options; the Rust one counts its versions from 1 and names no copyright."""
+    try:
+        result = subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return b"FUSE" not in result.stdout + result.stderr and b"Copyright" not in result.stdout + result.stderr
+
+
+def find_busybox() -> str | None:
+    """A statically linked busybox, or None."""
+    for name in (
+        os.environ.get("ROOTVISOR_BUSYBOX"),
+        "/bin/busybox",
+        "/usr/bin/busybox",
+        shutil.which("busybox"),
+    ):
+        if name and os.access(name, os.X_OK) and is_static(name):
+            return name
+    return None
+
+
+def is_static(path: str) -> bool:
+    """Whether a 64-bit ELF program names no interpreter (PT_INTERP, 3, in its program headers)."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+            if header[:5] != b"\x7fELF\x02":
+                return False
+            offset = int.from_bytes(header[32:40], "little")
+            size = int.from_bytes(header[54:56], "little")
+            count = int.from_bytes(header[56:58], "little")
+            file.seek(offset)
+            table = file.read(size * count)
+    except OSError:
+        return False
+    return all(table[at : at + 4] != b"\x03\0\0\0" for at in range(0, len(table), max(size, 1)))
