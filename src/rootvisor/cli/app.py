@@ -19,6 +19,8 @@ from rootvisor.cli.help import DocumentedGroup
 
 _COMMANDS = {
     "run": "rootvisor.cli.run:run",
+    "kernel": "rootvisor.cli.kernel:kernel",
+    "doctor": "rootvisor.cli.doctor:doctor",
     "trace": "rootvisor.cli.trace:trace",
 }
 """Command name to `module:attribute`. A command's module is imported when it is used: start-up stays quick.

@@ -38,12 +38,17 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class KernelImage:
-    """A kernel found on this machine: a bzImage or ELF file, and the ELF `vmlinux` beside it if any."""
+    """A kernel found on this machine: a bzImage or ELF file, and the ELF `vmlinux` beside it if any.
+
+    `modules` is the folder of its modules (None for a kernel that needs none); only the initial ramdisk uses
+    it.
+    """
 
     image: str
     vmlinux: str | None
     name: str
     version: str
+    modules: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
 import click
 
+_BAR_CELLS = 24
 _GREEN, _RED, _YELLOW = "green", "red", "yellow"
 _MARKS = {"ok": ("✓", "ok", _GREEN), "missing": ("✗", "no", _RED), "warning": ("!", "!!", _YELLOW)}
 
@@ -76,45 +78,52 @@ def format_ns(ns: float) -> str:
 class Progress:
     """Progress of something that takes more than a second or two, on stderr.
 
-    On a terminal one line is rewritten; elsewhere each new step is one line, so that logs stay short. Nothing
-    is shown when `quiet`. Usable as the progress callback of `kernels` and `appliance`: `progress(step,
-    fraction)`.
+    On a terminal one line is rewritten; elsewhere each new stage is one line, so that logs stay short.
+    Nothing is shown when `quiet`. It is a `rootvisor.kernels.kernel.Progress`: called with a stage, what is
+    done and the total.
     """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet = quiet
         self._live = not quiet and self._stream.isatty()
-        self._step = ""
-        self._shown = False
+        self._stage = ""
+        self._shown = ""
+        self._started = time.monotonic()
 
-    def __call__(self, step: str, fraction: float | None = None) -> None:
-        """Show a step, and how much of it is done (0 to 1, None when nobody knows)."""
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Show a stage; with a total also how much of it is done."""
         if self._quiet:
             return
+        if stage != self._stage:
+            self._stage = stage
+            self._started = time.monotonic()
+            if not self._live:
+                print(f"rootvisor: {stage}", file=self._stream, flush=True)
         if self._live:
-            self._rewrite(step, fraction)
-        elif step != self._step:
-            print(f"rootvisor: {step}", file=self._stream, flush=True)
-        self._step = step
+            self._rewrite(self._line(done, total))
 
-    def _rewrite(self, step: str, fraction: float | None) -> None:
-        columns = _columns(self._stream)
-        bar = ""
-        if fraction is not None:
-            done = round(min(max(fraction, 0.0), 1.0) * 24)
-            bar = f" [{'#' * done}{'.' * (24 - done)}] {fraction:4.0%}"
-        text = f"rootvisor: {step}"[: max(columns - len(bar) - 1, 10)] + bar
-        self._stream.write(f"\r\033[K{text}")
-        self._stream.flush()
-        self._shown = True
+    def _line(self, done: int, total: int | None) -> str:
+        seconds = int(time.monotonic() - self._started)
+        tail = f" {seconds // 60}:{seconds % 60:02}" if seconds >= 2 else ""
+        if total:
+            part = min(max(done / total, 0.0), 1.0)
+            full = round(part * _BAR_CELLS)
+            tail = f" [{'#' * full}{'.' * (_BAR_CELLS - full)}] {part:4.0%}{tail}"
+        return f"rootvisor: {self._stage}"[: max(_columns(self._stream) - len(tail) - 1, 10)] + tail
+
+    def _rewrite(self, line: str) -> None:
+        if line != self._shown:
+            self._stream.write(f"\r\033[K{line}")
+            self._stream.flush()
+            self._shown = line
 
     def clear(self) -> None:
         """Take the progress line away."""
         if self._shown:
             self._stream.write("\r\033[K")
             self._stream.flush()
-            self._shown = False
+            self._shown = ""
 
     def __enter__(self) -> Progress:
         """Use as a context: the line disappears at the end."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rootvisor.cli.description import CommandRequest, Disk, KernelImage, RunDescription, RunOptions
+from rootvisor.cli.description import CommandRequest, Disk, RunDescription, RunOptions
 from rootvisor.cli.engine import EngineChoice, choose_engine
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.kernel_choice import choose_kernel
@@ -256,11 +256,6 @@ def _is_tty(fd: int) -> bool:
         return os.isatty(fd)
     except OSError:
         return False
-
-
-def empty_kernel(name: str, version: str = "") -> KernelImage:
-    """Stands for a kernel that is not built yet (dry run)."""
-    return KernelImage(image="", vmlinux=None, name=name, version=version)
 
 
 def python_argv() -> list[str]:

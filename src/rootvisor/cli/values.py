@@ -23,7 +23,7 @@ DEVICES = ("console", "rng", "fs", "disk")
 """Virtio devices that `--devices` can name, in PCI order."""
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT])(?:i?B)?", re.IGNORECASE)
 
 
 def parse_memory(text: str) -> int:

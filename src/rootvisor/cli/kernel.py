@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rootvisor kernel`: the kernels that `run` can boot by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rootvisor.cli.description import KernelImage
+from rootvisor.cli.errors import UserError
+from rootvisor.cli.help import DocumentedCommand, DocumentedGroup, debug_option, json_option, option
+from rootvisor.cli.kernel_choice import NAMES, cached_kernel, make_kernel
+from rootvisor.cli.output import Progress, print_json, table
+
+_ABOUT = {
+    "mshv": "the distribution's newest Linux source, built with /dev/mshv (CONFIG_MSHV_ROOT)",
+    "stock": "the distribution's newest cloud kernel, as it is",
+}
+
+
+@click.group(
+    cls=DocumentedGroup,
+    examples=(
+        ("Build the kernel with /dev/mshv now, rather than at the first run", "rootvisor kernel build mshv"),
+        ("What is there", "rootvisor kernel list"),
+        ("Use it elsewhere", "file $(rootvisor kernel path stock)"),
+    ),
+)
+def kernel() -> None:
+    """Build, list and find kernels.
+
+    mshv is built from the newest Linux source that this machine's package mirror offers, stock is the
+    distribution's newest cloud kernel. Both are kept in the cache and used from there, also without a
+    network.
+    """
+
+
+@kernel.command(cls=DocumentedCommand)
+@click.argument("name", type=click.Choice(NAMES))
+@option("--rebuild", is_flag=True, help="Make it again, from the newest source, even if it is in the cache.")
+@json_option
+@debug_option
+def build(name: str, rebuild: bool, as_json: bool) -> None:
+    """Build (mshv) or fetch (stock) a kernel into the cache."""
+    with Progress() as progress:
+        image = (None if rebuild else cached_kernel(name)) or make_kernel(name, progress, rebuild)
+    if as_json:
+        print_json(document(name, image))
+    else:
+        click.echo(f"{image.name} {image.version}: {image.image}")
+
+
+@kernel.command("list", cls=DocumentedCommand)
+@json_option
+@debug_option
+def list_kernels(as_json: bool) -> None:
+    """List the kernels by name, and whether they are in the cache."""
+    found = [document(name, cached_kernel(name)) for name in NAMES]
+    if as_json:
+        print_json({"kernels": found})
+        return
+    rows = [
+        (row["name"], row["version"] or "-", row["image"] or "not in the cache", _ABOUT[row["name"]])
+        for row in found
+    ]
+    click.echo(table(rows, ("name", "version", "image", "what it is")))
+
+
+@kernel.command(cls=DocumentedCommand)
+@click.argument("name", type=click.Choice(NAMES))
+@option(
+    "--elf",
+    is_flag=True,
+    help="The uncompressed ELF image (vmlinux), which starts faster, rather than the bzImage.",
+)
+@debug_option
+def path(name: str, elf: bool) -> None:
+    """Print the path of a kernel in the cache."""
+    image = cached_kernel(name)
+    if image is None:
+        raise UserError(
+            f"the kernel {name} is not in the cache", f"make it with: rootvisor kernel build {name}"
+        )
+    if elf and image.vmlinux is None:
+        raise UserError(f"the kernel {name} has no ELF image here", "leave --elf out")
+    click.echo(image.vmlinux if elf else image.image)
+
+
+def document(name: str, image: KernelImage | None) -> dict[str, Any]:
+    """A kernel as JSON-able data; everything but the name is null when it is not in the cache."""
+    return {
+        "name": name,
+        "cached": image is not None,
+        "version": image.version if image else None,
+        "image": image.image if image else None,
+        "vmlinux": image.vmlinux if image else None,
+        "modules": image.modules if image else None,
+    }
