@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # What the library does for every device whose rings it serves itself.
 RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_RING_PACKED | F_RING_RESET
 
+# In a long run of requests the driver hears of the first ones before the last is done.
+_REQUESTS_PER_INTERRUPT = 16
+
 
 class VirtioDevice:
     """Base of all devices. Subclasses fill the attributes in and override `handle_queue`.
@@ -113,13 +116,14 @@ class VirtioDevice:
         """The driver kicked `queue`. The default takes every request to `handle_request`."""
         while True:
             queue.quiet()
-            done = False
+            done = 0
             while (chain := queue.pop()) is not None:
                 queue.push(chain, self.handle_request(queue, chain))
-                done = True
+                done += 1
+                if done % _REQUESTS_PER_INTERRUPT == 0:
+                    queue.notify()
             more = queue.listen()
-            if done:
-                queue.notify()
+            queue.notify()
             if not more:
                 return
 

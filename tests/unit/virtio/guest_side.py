@@ -8,14 +8,17 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rootvisor.pci import registers as pci
-from rootvisor.pci.platform import IoHandler
 from rootvisor.pci.root import PciRoot
 from rootvisor.virtio.device import VirtioDevice
 from rootvisor.virtio.memory import GuestMemoryError
 from rootvisor.virtio.pci_function import VirtioPciFunction
 from rootvisor.virtio.registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+
+if TYPE_CHECKING:
+    from rootvisor.pci.platform import IoHandler
 
 RAM_BASE = 0x10_0000
 RAM_BYTES = 4 << 20

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vhost-user protocol, front end: devices whose rings another process serves.
+
+Protocol: QEMU docs/interop/vhost-user.rst. The kick eventfd is signalled by the platform (ioeventfd) and the call
+eventfd raises the interrupt there, so that no request passes through Python. Guest physical addresses double as the
+"user addresses" of the protocol.
+"""
+
+from __future__ import annotations
+
+# `socket` would import enum and selectors on the boot path; its core is all that is needed.
+import _socket
+import select
+import struct
+
+from .device import VirtioDevice
+from .registers import F_RING_PACKED, F_RING_RESET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .memory import MemoryRegion
+    from .queue import Queue, QueueAddresses
+
+# Requests.
+GET_FEATURES = 1
+SET_FEATURES = 2
+SET_OWNER = 3
+SET_MEM_TABLE = 5
+SET_VRING_NUM = 8
+SET_VRING_ADDR = 9
+SET_VRING_BASE = 10
+GET_VRING_BASE = 11
+SET_VRING_KICK = 12
+SET_VRING_CALL = 13
+SET_VRING_ERR = 14
+GET_PROTOCOL_FEATURES = 15
+SET_PROTOCOL_FEATURES = 16
+SET_VRING_ENABLE = 18
+GET_CONFIG = 24
+
+F_PROTOCOL_FEATURES = 1 << 30
+PROTOCOL_F_REPLY_ACK = 1 << 3
+PROTOCOL_F_CONFIG = 1 << 9
+
+_NAMES = {
+    GET_FEATURES: "GET_FEATURES",
+    SET_FEATURES: "SET_FEATURES",
+    SET_OWNER: "SET_OWNER",
+    SET_MEM_TABLE: "SET_MEM_TABLE",
+    SET_VRING_NUM: "SET_VRING_NUM",
+    SET_VRING_ADDR: "SET_VRING_ADDR",
+    SET_VRING_BASE: "SET_VRING_BASE",
+    GET_VRING_BASE: "GET_VRING_BASE",
+    SET_VRING_KICK: "SET_VRING_KICK",
+    SET_VRING_CALL: "SET_VRING_CALL",
+    SET_VRING_ERR: "SET_VRING_ERR",
+    GET_PROTOCOL_FEATURES: "GET_PROTOCOL_FEATURES",
+    SET_PROTOCOL_FEATURES: "SET_PROTOCOL_FEATURES",
+    SET_VRING_ENABLE: "SET_VRING_ENABLE",
+    GET_CONFIG: "GET_CONFIG",
+}
+
+_VERSION = 1
+_FLAG_REPLY = 1 << 2
+_FLAG_NEED_REPLY = 1 << 3
+_NO_FD = 1 << 8
+_MAX_REGIONS = 8
+_MAX_PAYLOAD = 4096
+
+_HEADER = struct.Struct("<III")  # request, flags, payload size
+_U64 = struct.Struct("<Q")
+_STATE = struct.Struct("<II")  # queue, value
+_ADDRESSES = struct.Struct("<IIQQQQ")  # queue, flags, descriptors, used, available, log
+_REGION = struct.Struct("<QQQQ")  # guest address, size, user address, offset in the file
+_CONFIG = struct.Struct("<III")  # offset, size, flags
+_FD = struct.Struct("<i")
+
+
+class VhostUserError(Exception):
+    """The backend cannot be used or is gone; one line that says in what it failed."""
+
+
+class VhostUserConnection:
+    """A connected socket and the messages on it. Owns the descriptor.
+
+    Every method raises `VhostUserError` when the backend is gone, refuses, answers nonsense, or takes longer than
+    `timeout` seconds.
+    """
+
+    def __init__(self, fd: int, *, backend: str = "vhost-user backend", timeout: float = 10.0) -> None:
+        self.backend = backend
+        self._reply_ack = False
+        try:
+            self._socket = _socket.socket(fileno=fd)
+        except OSError as error:
+            raise VhostUserError(f"{backend}: descriptor {fd} is not a socket") from error
+        self._socket.settimeout(timeout)
+
+    @property
+    def fd(self) -> int:
+        """The socket, to be polled for its end."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket; the backend ends its work."""
+        self._socket.close()
+
+    def negotiate(self, protocol_features: int) -> tuple[int, int]:
+        """Open the conversation; returns the backend's device features and the protocol features agreed upon."""
+        features = self.query(GET_FEATURES)
+        protocol = 0
+        if features & F_PROTOCOL_FEATURES:
+            protocol = self.query(GET_PROTOCOL_FEATURES) & (protocol_features | PROTOCOL_F_REPLY_ACK)
+            self.set_u64(SET_PROTOCOL_FEATURES, protocol)
+            self._reply_ack = bool(protocol & PROTOCOL_F_REPLY_ACK)
+        self.command(SET_OWNER)
+        return features, protocol
+
+    def query(self, request: int) -> int:
+        """A request answered by a 64-bit number."""
+        payload = self._call(request, b"", ())
+        if len(payload) != _U64.size:
+            raise self._error(request, f"answered with {len(payload)} bytes")
+        value: int = _U64.unpack(payload)[0]
+        return value
+
+    def command(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """A request without an answer; with REPLY_ACK the backend confirms it."""
+        if not self._reply_ack:
+            self._send(request, 0, payload, fds)
+            return
+        answer = self._call(request, payload, fds, _FLAG_NEED_REPLY)
+        if len(answer) != _U64.size or _U64.unpack(answer)[0]:
+            raise self._error(request, "was refused")
+
+    def set_u64(self, request: int, value: int) -> None:
+        """A request that carries a 64-bit number."""
+        self.command(request, _U64.pack(value))
+
+    def set_memory(self, regions: Sequence[MemoryRegion]) -> None:
+        """Share guest RAM with the backend."""
+        if not 1 <= len(regions) <= _MAX_REGIONS:
+            raise self._error(SET_MEM_TABLE, f"takes 1 to {_MAX_REGIONS} regions of RAM, not {len(regions)}")
+        table = struct.pack("<I4x", len(regions))
+        for region in regions:
+            table += _REGION.pack(region.gpa, region.size, region.gpa, region.fd_offset)
+        self.command(SET_MEM_TABLE, table, [region.fd for region in regions])
+
+    def set_state(self, request: int, index: int, value: int) -> None:
+        """SET_VRING_NUM, SET_VRING_BASE or SET_VRING_ENABLE."""
+        self.command(request, _STATE.pack(index, value))
+
+    def set_addresses(self, index: int, addresses: QueueAddresses) -> None:
+        """SET_VRING_ADDR: where the driver put the ring."""
+        payload = _ADDRESSES.pack(index, 0, addresses.desc, addresses.device, addresses.driver, 0)
+        self.command(SET_VRING_ADDR, payload)
+
+    def set_eventfd(self, request: int, index: int, fd: int) -> None:
+        """SET_VRING_KICK, _CALL or _ERR; -1 for no descriptor."""
+        if fd < 0:
+            self.set_u64(request, index | _NO_FD)
+        else:
+            self.command(request, _U64.pack(index), [fd])
+
+    def get_base(self, index: int) -> int:
+        """Stop a ring; returns where it can go on."""
+        payload = self._call(GET_VRING_BASE, _STATE.pack(index, 0), ())
+        if len(payload) != _STATE.size:
+            raise self._error(GET_VRING_BASE, f"answered with {len(payload)} bytes")
+        base: int = _STATE.unpack(payload)[1]
+        return base
+
+    def get_config(self, size: int) -> bytes:
+        """The device configuration structure (protocol feature CONFIG)."""
+        payload = self._call(GET_CONFIG, _CONFIG.pack(0, size, 0) + bytes(size), ())
+        if len(payload) != _CONFIG.size + size:
+            raise self._error(GET_CONFIG, "was refused")
+        return payload[_CONFIG.size :]
+
+    def ended(self) -> bool:
+        """Whether the backend has closed its side."""
+        try:
+            return not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _call(self, request: int, payload: bytes, fds: Sequence[int], flags: int = 0) -> bytes:
+        self._send(request, flags, payload, fds)
+        answered, answer_flags, size = _HEADER.unpack(self._receive(request, _HEADER.size))
+        if answered != request or not answer_flags & _FLAG_REPLY or size > _MAX_PAYLOAD:
+            raise self._error(request, f"got an answer to request {answered} of {size} bytes")
+        return self._receive(request, size)
+
+    def _send(self, request: int, flags: int, payload: bytes, fds: Sequence[int]) -> None:
+        message = _HEADER.pack(request, _VERSION | flags, len(payload)) + payload
+        ancillary = []
+        if fds:
+            ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(_FD.pack, fds))))
+        try:
+            sent = self._socket.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
+            if sent < len(message):
+                self._socket.sendall(message[sent:], _socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise self._error(request, f"could not be sent: {error}") from error
+
+    def _receive(self, request: int, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                part = self._socket.recv(size - len(data))
+            except OSError as error:
+                raise self._error(request, f"got no answer: {error}") from error
+            if not part:
+                raise self._error(request, "got no answer: the backend closed the connection")
+            data += part
+        return data
+
+    def _error(self, request: int, what: str) -> VhostUserError:
+        return VhostUserError(f"{self.backend}: {_NAMES.get(request, request)} {what}")
+
+
+class VhostUserDevice(VirtioDevice):
+    """A virtio device served by a vhost-user backend.
+
+    Arguments:
+        fd: connected socket, owned by the device from now on.
+        features: device-specific features worth offering if the backend has them.
+        backend: name for messages, say "virtiofsd".
+
+    Raises `VhostUserError` when the backend does not answer as it should.
+    """
+
+    serves_rings = False
+
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        queue_sizes: Sequence[int],
+        *,
+        features: int = 0,
+        protocol_features: int = 0,
+        backend: str = "vhost-user backend",
+    ) -> None:
+        self.connection = VhostUserConnection(fd, backend=backend)
+        try:
+            self.backend_features, self.protocol_features = self.connection.negotiate(protocol_features)
+        except VhostUserError:
+            self.connection.close()
+            raise
+        # Bits 24 to 40 are about rings and belong to the backend; a reset of one queue is not in the protocol.
+        offered = features | ((1 << 41) - (1 << 24) & ~F_PROTOCOL_FEATURES & ~F_RING_RESET)
+        super().__init__(name, self.backend_features & offered, queue_sizes)
+        self._alive = True
+        self._running: set[int] = set()
+        self._bases: dict[int, int] = {}
+
+    @property
+    def backend_alive(self) -> bool:
+        """Whether the backend is still there."""
+        return self._alive
+
+    def activate(self, queues: Sequence[Queue | None], features: int) -> None:
+        """Share memory and rings with the backend."""
+        connection = self.connection
+        self._bases.clear()
+        assert self.memory is not None
+        try:
+            if self._alive:
+                connection.set_u64(SET_FEATURES, features | self.backend_features & F_PROTOCOL_FEATURES)
+                connection.set_memory(self.memory.regions)
+                self.worker.watch(connection.fd, select.POLLRDHUP, self._socket_event)
+        except VhostUserError as error:
+            self._lost(str(error))
+        if self._alive:
+            super().activate(queues, features)
+        else:
+            self.fail(f"{connection.backend} is gone")
+
+    def start_queue(self, queue: Queue) -> None:
+        """Have the backend serve a ring."""
+        super().start_queue(queue)
+        if queue.dma and self._alive:
+            try:
+                self._start_ring(queue)
+            except VhostUserError as error:
+                self._lost(str(error))
+
+    def stop_queue(self, queue: Queue) -> None:
+        """Have the backend leave a ring alone; it has done so when this returns, unless it is gone."""
+        super().stop_queue(queue)
+        self._stop_ring(queue.index)
+        self._bases.pop(queue.index, None)
+
+    def set_dma(self, enabled: bool) -> None:
+        """Bus mastering went on or off: the backend stops where it is, and goes on from there."""
+        super().set_dma(enabled)
+        for queue in self.queues:
+            if queue is None:
+                continue
+            if not enabled:
+                self._stop_ring(queue.index)
+            elif self._alive and queue.index not in self._running:
+                try:
+                    self._start_ring(queue)
+                except VhostUserError as error:
+                    self._lost(str(error))
+
+    def handle_queue(self, queue: Queue) -> None:
+        """Nothing: kicks go to the backend."""
+
+    def close(self) -> None:
+        """Stop the rings and hang up."""
+        super().close()
+        self._alive = False
+        self.connection.close()
+
+    def _start_ring(self, queue: Queue) -> None:
+        connection, index = self.connection, queue.index
+        # Packed rings count from "descriptor 0, wrap counter 1", for the available and the used side.
+        initial = 0x8000_8000 if self.driver_features & F_RING_PACKED else 0
+        connection.set_state(SET_VRING_NUM, index, queue.size)
+        connection.set_state(SET_VRING_BASE, index, self._bases.get(index, initial))
+        connection.set_addresses(index, queue.addresses)
+        connection.set_eventfd(SET_VRING_CALL, index, -1 if queue.call_fd is None else queue.call_fd())
+        self._running.add(index)
+        connection.set_eventfd(SET_VRING_KICK, index, queue.kick_fd)
+        if self.backend_features & F_PROTOCOL_FEATURES:
+            connection.set_state(SET_VRING_ENABLE, index, 1)
+
+    def _stop_ring(self, index: int) -> None:
+        if index not in self._running:
+            return
+        self._running.discard(index)
+        if not self._alive:
+            return
+        try:
+            if self.backend_features & F_PROTOCOL_FEATURES:
+                self.connection.set_state(SET_VRING_ENABLE, index, 0)
+            self._bases[index] = self.connection.get_base(index)
+        except VhostUserError as error:
+            self._lost(str(error))
+
+    def _socket_event(self, events: int) -> None:
+        if self.connection.ended():
+            self._lost(f"{self.connection.backend} has ended")
+
+    def _lost(self, reason: str) -> None:
+        """The backend is of no use any more: so is the device."""
+        if not self._alive:
+            return
+        self._alive = False
+        self.worker.unwatch(self.connection.fd)
+        self._running.clear()
+        self.fail(reason)
