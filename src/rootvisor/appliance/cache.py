@@ -1,30 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The appliance's part of the cache: ``ROOTVISOR_CACHE``, or ``rootvisor`` in the user's cache folder."""
+"""Files that the appliance keeps in the cache."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+import time
+
+from rootvisor.kernels import cache_dir
 
 from .errors import ApplianceError
 
+_KEPT_SECONDS = 30 * 24 * 3600
+
 
 def folder() -> str:
-    """The folder for the appliance's files (not created)."""
-    chosen = os.environ.get("ROOTVISOR_CACHE")
-    if not chosen:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        chosen = os.path.join(base, "rootvisor")
-    return os.path.join(chosen, "appliance")
+    """Where they are (not created)."""
+    return str(cache_dir() / "appliance")
 
 
-def store(name: str, data: bytes) -> str:
-    """Write ``data`` under ``name``, whole or not at all, and give its path.
+def load(name: str) -> bytes | None:
+    """The content of ``name``, None when it is not there."""
+    path = os.path.join(folder(), name)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):  # somebody else's cache may be read-only
+        os.utime(path)
+    return data
+
+
+def store(name: str, data: bytes) -> None:
+    """Write ``data`` under ``name``, whole or not at all, and drop what has not been used for a month.
 
     Raises :class:`ApplianceError`: no room, no permission.
     """
-    path = os.path.join(folder(), name)
     try:
         os.makedirs(folder(), exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder())
@@ -32,13 +45,21 @@ def store(name: str, data: bytes) -> str:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
             os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            os.replace(temporary, os.path.join(folder(), name))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        _drop_unused()
     except OSError as error:
         raise ApplianceError(
             f"cannot write the cache {folder()}: {error.strerror}; make room there or set ROOTVISOR_CACHE"
         ) from error
-    return path
+
+
+def _drop_unused() -> None:
+    oldest = time.time() - _KEPT_SECONDS
+    for entry in os.scandir(folder()):
+        with contextlib.suppress(FileNotFoundError):  # another run was quicker
+            if entry.is_file() and entry.stat().st_mtime < oldest:
+                os.unlink(entry.path)

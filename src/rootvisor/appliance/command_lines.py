@@ -12,6 +12,8 @@ from .tools import Virtiofsd
 CPU_MODEL = "max,la57=off,erms=off,fsrm=off"
 MACHINE = "q35,sata=off,usb=off,vmport=off,smm=off,hpet=off,smbus=off,memory-backend=ram"
 ROOT_TAG = "root"
+#: The ramdisk's first program (see guest.py).
+FIRST_STAGE = "/appliance/init"
 
 #: The kernel's command line.
 #:   oops=panic panic=-1: a kernel in trouble resets at once, which -no-reboot turns into an end that we see.
@@ -29,12 +31,9 @@ KERNEL_ARGS = (
     "no_timer_check",
     "tsc=reliable",
     "cryptomgr.notests",
+    f"rdinit={FIRST_STAGE}",
     "initcall_blacklist=jent_mod_init,load_system_certificate_list",
 )
-
-#: Names of the virtio-serial ports that carry the streams, and of the control port.
-STREAM_PORTS = ("rootvisor.stdin", "rootvisor.stdout", "rootvisor.stderr")
-CONTROL_PORT = "rootvisor.control"
 
 
 def kernel_command_line(extra: Sequence[str] = ()) -> str:

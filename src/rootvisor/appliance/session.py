@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from rootvisor.boot.initramfs import CONTROL_PORT, STREAM_PORTS
+
 from . import children, command_lines, guest
 from .console import Console
 from .errors import ApplianceError
@@ -68,6 +70,7 @@ class Session:
         self._ready = False
         self._status: int | None = None
         self._stopped: str | None = None  # reason of QEMU's SHUTDOWN event
+        self._error: str | None = None  # why the init gave up, which it says before "exit 125"
         self._signals: list[int] = []
         self._outputs: list[Output] = []
         self._inputs: list[Input] = []
@@ -108,7 +111,7 @@ class Session:
             self._watch(qmp, "qmp")
             ports: dict[str, int] = {}
             self._streams: list[socket.socket] = []
-            names = () if request.tty else command_lines.STREAM_PORTS
+            names = () if request.tty else STREAM_PORTS
             for name in names:
                 ours, theirs = self._pair()
                 given.append(theirs)
@@ -116,7 +119,7 @@ class Session:
                 ports[name] = theirs.fileno()
             self._control, theirs = self._pair()
             given.append(theirs)
-            ports[command_lines.CONTROL_PORT] = theirs.fileno()
+            ports[CONTROL_PORT] = theirs.fileno()
             self._watch(self._control, "control")
             terminal_fd = None
             if request.tty:
@@ -124,14 +127,9 @@ class Session:
                 given.append(theirs)
                 self._streams = [ours, ours]
                 terminal_fd = theirs.fileno()
+            size = window_size(request.streams[1])
             ramdisk = memory_file(
-                "rootvisor-ramdisk",
-                guest.base_ramdisk(self._kernel.modules, self._tools.busybox),
-                guest.request_ramdisk(
-                    request,
-                    {tag: path for tag, path in folders.items() if tag != command_lines.ROOT_TAG},
-                    window_size(request.streams[1]),
-                ),
+                "rootvisor-ramdisk", *guest.ramdisk(request, self._kernel.modules, folders, size)
             )
             self._stack.callback(os.close, ramdisk)
             command = command_lines.qemu_command(
@@ -293,6 +291,8 @@ class Session:
             if word == "ready" and not self._ready:
                 self._ready = True
                 self._join_streams()
+            elif word == "error":
+                self._error = rest
             elif word == "exit" and rest.strip().isdigit():
                 self._status = int(rest) & 0xFF
 

@@ -47,7 +47,6 @@ class Tools:
 
     qemu: str
     virtiofsd: Virtiofsd
-    busybox: str
 
 
 def find_tools() -> tuple[Tools | None, list[Problem]]:
@@ -57,9 +56,6 @@ def find_tools() -> tuple[Tools | None, list[Problem]]:
     if not qemu:
         problems.append(Problem(f"{QEMU} is missing", "apt-get install qemu-system-x86"))
     virtiofsd = _find_virtiofsd(problems)
-    busybox = find_busybox()
-    if not busybox:
-        problems.append(Problem("a static busybox is missing", "apt-get install busybox-static"))
     free = available_mib()
     if free is not None and free < LEAST_FREE_MIB:
         problems.append(
@@ -68,8 +64,8 @@ def find_tools() -> tuple[Tools | None, list[Problem]]:
                 "end other programs",
             )
         )
-    if qemu and virtiofsd and busybox and not problems:
-        return Tools(qemu, virtiofsd, busybox), []
+    if qemu and virtiofsd and not problems:
+        return Tools(qemu, virtiofsd), []
     return None, problems
 
 
@@ -135,33 +131,3 @@ def _is_rust(path: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return b"FUSE" not in result.stdout + result.stderr and b"Copyright" not in result.stdout + result.stderr
-
-
-def find_busybox() -> str | None:
-    """A statically linked busybox, or None."""
-    for name in (
-        os.environ.get("ROOTVISOR_BUSYBOX"),
-        "/bin/busybox",
-        "/usr/bin/busybox",
-        shutil.which("busybox"),
-    ):
-        if name and os.access(name, os.X_OK) and is_static(name):
-            return name
-    return None
-
-
-def is_static(path: str) -> bool:
-    """Whether a 64-bit ELF program names no interpreter (PT_INTERP, 3, in its program headers)."""
-    try:
-        with open(path, "rb") as file:
-            header = file.read(64)
-            if header[:5] != b"\x7fELF\x02":
-                return False
-            offset = int.from_bytes(header[32:40], "little")
-            size = int.from_bytes(header[54:56], "little")
-            count = int.from_bytes(header[56:58], "little")
-            file.seek(offset)
-            table = file.read(size * count)
-    except OSError:
-        return False
-    return all(table[at : at + 4] != b"\x03\0\0\0" for at in range(0, len(table), max(size, 1)))
