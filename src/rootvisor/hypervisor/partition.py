@@ -19,7 +19,7 @@ from .vp import VirtualProcessor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..trace.sink import TraceSink
+    from ..trace.sink import Sink
     from .address_space import GuestMemory
     from .hypervisor import Hypervisor
 
@@ -89,7 +89,7 @@ class Partition:
         self.tsc_invariant = 0
         self.crash_parameters = [0] * 5
         self.crash_report = b""
-        self.trace: TraceSink | None = None
+        self.trace: Sink | None = None
         #: how it ended ("poweroff", "reset", "crash", "triple-fault", "host-error", ...), "" while it runs
         self.ended = ""
         self.detail = ""

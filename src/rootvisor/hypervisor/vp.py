@@ -19,7 +19,7 @@ from .synthetic_msrs import synthetic_msrs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
-    from ..trace.sink import TraceSink
+    from ..trace.sink import Sink
     from .partition import Partition
 
 _UNDEFINED_OPCODE = 6
@@ -44,7 +44,7 @@ class VirtualProcessor:
         self.lp_index = index
         #: CREATE_VP has announced it (VP 0 exists from the start)
         self.created = index == 0
-        self.trace: TraceSink | None = None
+        self.trace: Sink | None = None
         self.exits = [0] * 64
         self.hypercalls: dict[int, int] = {}
         self.interrupts = 0
@@ -165,7 +165,7 @@ class VirtualProcessor:
             except (GeneralProtection, KvmError):
                 vcpu.u8[32] = 1
         if self.trace is not None:
-            self.trace.msr(self.index, index, False, vcpu.u64[6], bool(vcpu.u8[32]))
+            self.trace.msr(self.index, index, False, vcpu.u64[6], faulted=bool(vcpu.u8[32]))
 
     def _write_msr(self, index: int, value: int) -> None:
         vcpu = self.vcpu
@@ -179,7 +179,7 @@ class VirtualProcessor:
             except (GeneralProtection, KvmError):
                 vcpu.u8[32] = 1
         if self.trace is not None:
-            self.trace.msr(self.index, index, True, value, bool(vcpu.u8[32]))
+            self.trace.msr(self.index, index, True, value, faulted=bool(vcpu.u8[32]))
 
     # --- the rest -------------------------------------------------------------------------------------------------
     def _inject_undefined_opcode(self) -> None:

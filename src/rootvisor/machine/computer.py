@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the root partition's computer: memory, kernel, tables, processors, and the board's fixed devices.
+
+What is plugged in (virtio functions) is the business of :mod:`.devices`.
+"""
+
+from __future__ import annotations
+
+from ..boot.acpi import AcpiConfig, build_acpi
+from ..boot.entry_state import EntryState, write_entry_tables
+from ..boot.initrd import load_initrd
+from ..boot.kernel import load_kernel
+from ..boot.zero_page import initrd_limit, write_setup_data, write_zero_page
+from ..hypervisor.address_space import GuestMemory, MemoryRegion
+from ..hypervisor.hypercall_abi import PORT as HYPERCALL_PORT
+from ..hypervisor.hypercall_abi import write_page
+from ..hypervisor.overlay import OwnedPages
+from ..kvm.memory import SharedMemory
+from ..pci.root import PciRoot
+from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
+from . import memory_map
+from .clock import PmTimer, RealTimeClock
+from .memory_map import MemoryMap
+from .pci_platform import PartitionPlatform, pci_device_id
+from .power import KEYBOARD_COMMAND_PORT, RESET_PORT, RESET_VALUE, KeyboardReset, PowerManagement, ResetControl
+from .serial import SerialPort
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..hypervisor.hypervisor import Hypervisor
+    from ..pci.function import PciFunction
+
+COM1 = (0x3F8, 4)
+SCI_GSI = 9
+PM1_EVENT = 0x600
+PM1_CONTROL = 0x604
+PM_TIMER = 0x608
+#: Statistics and VP state pages come from deposits; these are spare owned pages for later overlays.
+_SPARE_OWNED_PAGES = 6
+
+
+class Computer:
+    """The machine around one root partition. :meth:`load` needs the PCI functions to be in place."""
+
+    __slots__ = ("_memory", "acpi_entry", "layout", "partition", "pci", "platform", "power", "serial", "vps")
+
+    def __init__(self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None) -> None:
+        bits = 40
+        for leaf, _index, _flags, eax, _ebx, _ecx, _edx in hypervisor.kvm.supported_cpuid():
+            if leaf == 0x80000008:
+                bits = eax & 0xFF
+        owned = OwnedPages.needed(vps) + _SPARE_OWNED_PAGES
+        self.vps = vps
+        self.layout = layout = MemoryMap(memory_bytes, owned, bits)
+        self._memory = SharedMemory("ram", memory_bytes)
+        view = self._memory.view
+        regions = [MemoryRegion(0, layout.low, view[: layout.low], self._memory.fd, 0)]
+        if layout.high:
+            regions.append(
+                MemoryRegion(
+                    memory_map.HIGH_RAM_START, layout.high, view[layout.low :], self._memory.fd, layout.low
+                )
+            )
+        memory = GuestMemory(tuple(regions))
+        self.partition = partition = hypervisor.create_root(memory, (layout.owned_gpa, owned))
+        vm = partition.vm
+        vm.set_memory(0, 0, layout.low, self._memory.address)
+        if layout.high:
+            vm.set_memory(1, memory_map.HIGH_RAM_START, layout.high, self._memory.address + layout.low)
+        write_page(partition.hypercall_page.view)
+        self.platform = PartitionPlatform(partition)
+        self.pci = PciRoot(
+            self.platform,
+            memory_map.ECAM,
+            memory_map.MMIO32,
+            layout.mmio64,
+            io_ports=memory_map.IO_WINDOW,
+        )
+        partition.mmio.add(memory_map.ECAM, self.pci.ecam_bytes, self.pci)
+        partition.interrupts.devices.add(DEVICE_TYPE_IO_APIC << 62 | memory_map.IOAPIC_ID)
+        ports = partition.ports
+        ports.add(0xCF8, 8, self.pci.config_ports)
+        ports.add(RESET_PORT, 1, ResetControl(partition.end))
+        ports.add(KEYBOARD_COMMAND_PORT, 1, KeyboardReset(partition.end))
+        ports.add(0x70, 2, RealTimeClock())
+        self.power = PowerManagement(lambda level: vm.irq_line(SCI_GSI, level), partition.end)
+        ports.add(PM1_EVENT, 6, self.power)
+        ports.add(PM_TIMER, 4, PmTimer())
+        self.serial = SerialPort(lambda level: vm.irq_line(COM1[1], level), serial_output)
+        ports.add(COM1[0], 8, self.serial)
+        if HYPERCALL_PORT in (0x70, 0x64):
+            raise AssertionError("the hypercall port collides with a device")
+
+    def add_function(self, function: PciFunction) -> int:
+        """Plugs a PCI function in; returns its bus/device/function number."""
+        bdf = self.pci.add(function)
+        self.partition.interrupts.devices.add(pci_device_id(bdf))
+        return bdf
+
+    def load(self, kernel: str, initrds: list[str], command_line: str, xsave: bool) -> None:
+        """Puts kernel, initial ramdisk and tables into memory and the boot VP at the kernel's entry.
+
+        Raises BootError for files or sizes that do not work.
+        """
+        partition = self.partition
+        layout = self.layout
+        low = self._memory.view[: layout.low]
+        loaded = load_kernel(kernel, low)
+        limit = min(initrd_limit(loaded, layout.low), layout.node_gpa)
+        initrd = load_initrd(initrds, low, loaded.end_gpa, limit)
+        self.pci.assign_bars()
+        acpi = build_acpi(
+            AcpiConfig(
+                apic_ids=list(range(self.vps)),
+                ioapic_id=memory_map.IOAPIC_ID,
+                ioapic_gpa=memory_map.IOAPIC,
+                sci_gsi=SCI_GSI,
+                pm1_event_port=PM1_EVENT,
+                pm1_control_port=PM1_CONTROL,
+                pm_timer_port=PM_TIMER,
+                reset=(RESET_PORT, RESET_VALUE),
+                ecam=(memory_map.ECAM, 1),
+                io_window=memory_map.IO_WINDOW,
+                mmio32=memory_map.MMIO32,
+                mmio64=layout.mmio64,
+                serial=COM1,
+            ),
+            memory_map.ACPI_TABLES,
+        )
+        low[memory_map.ACPI_TABLES : memory_map.ACPI_TABLES + len(acpi)] = acpi
+        length = memory_map.HYPERVISOR_NODE_HEADER - 16 + layout.owned_pages * memory_map.PAGE
+        write_setup_data(low, layout.node_gpa, length)
+        write_zero_page(
+            low,
+            memory_map.ZERO_PAGE,
+            loaded,
+            e820=layout.e820(),
+            cmdline=command_line.encode(),
+            cmdline_gpa=memory_map.COMMAND_LINE,
+            initrd=initrd,
+            rsdp_gpa=memory_map.ACPI_TABLES,
+            setup_data_gpa=layout.node_gpa,
+        )
+        write_entry_tables(low, memory_map.ENTRY_TABLES)
+        partition.create_vps(self.vps, xsave)
+        entry = EntryState(loaded.rip, memory_map.ZERO_PAGE, memory_map.ENTRY_TABLES)
+        vcpu = partition.vps[0].vcpu
+        vcpu.set_sregs(
+            entry.segments,
+            {"gdt": (entry.gdt_base, entry.gdt_limit), "idt": (0, 0)},
+            cr0=entry.cr0,
+            cr3=entry.cr3,
+            cr4=entry.cr4,
+            efer=entry.efer,
+        )
+        vcpu.set_regs(rip=entry.rip, rsi=entry.rsi, rflags=entry.rflags)
+
+    def close(self) -> None:
+        """Frees what the computer holds; the partition is stopped. The hypervisor closes the partition itself."""
+        self.platform.close()
+        self._memory.close()

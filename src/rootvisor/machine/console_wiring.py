@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who reads and writes what: the virtio console's ports, the serial port, and the process's standard streams.
+
+Three shapes. A command with streams: stdin, stdout, stderr are ports of their own, hvc0 is only a log. A command (or
+shell) with a terminal: hvc0 is the terminal. A foreign initial ramdisk: hvc0 and the serial port are the streams.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..virtio.console import Console, Port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_TAIL = 16 << 10
+
+
+class Consoles:
+    """Builds the console device and holds our ends: ``control`` (read, write) and ``log`` (read) descriptors.
+
+    ``tail`` keeps the last 16 KiB of what the kernel printed, for the report of a bad end.
+    """
+
+    __slots__ = ("_command", "_log_copy", "_own", "_pending", "_tty", "agent", "control_read", "control_write", "log", "tail")
+
+    def __init__(self, description: dict[str, Any], log_copy: int | None) -> None:
+        self._command = description.get("command")
+        self._tty = bool(description.get("tty"))
+        self._log_copy = log_copy
+        self.agent = self._command is not None
+        self.tail = bytearray()
+        self._pending = b""
+        self._own: list[int] = []
+        self.control_read = self.control_write = self.log = -1
+
+    def device(self) -> Console:
+        """The console device of the run."""
+        size = terminal_size() if self._tty else None
+        if not self.agent:
+            return Console([Port("console", 0, 1, True)], size)
+        self.control_read, control_out = self._pipe()
+        control_in, self.control_write = self._pipe()
+        control = Port("rootvisor.control", control_in, control_out)
+        if self._tty:
+            return Console([Port("console", 0, 1, True), control], size)
+        self.log, log_out = self._pipe()
+        ports = [
+            Port("console", None, log_out, True),
+            Port("rootvisor.stdin", 0, None),
+            Port("rootvisor.stdout", None, 1),
+            Port("rootvisor.stderr", None, 2),
+            control,
+        ]
+        return Console(ports, size)
+
+    def serial_pipe(self) -> int:
+        """The write end for the serial port; what arrives there is log."""
+        read, write = self._pipe()
+        self.log = read if self.log < 0 else self.log
+        return write
+
+    def _pipe(self) -> tuple[int, int]:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self._own += [read, write]
+        return read, write
+
+    def read_log(self) -> None:
+        """Takes what the kernel printed."""
+        try:
+            data = os.read(self.log, 65536)
+        except OSError:
+            return
+        self.tail += data
+        del self.tail[:-_TAIL]
+        if self._log_copy is not None:
+            try:
+                os.write(self._log_copy, data)
+            except OSError:
+                self._log_copy = None
+
+    def read_control(self, message: Callable[[str], None]) -> None:
+        """Takes lines from the agent and hands them to ``message``."""
+        try:
+            data = os.read(self.control_read, 4096)
+        except OSError:
+            return
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        self._pending = self._pending[-4096:]
+        for line in lines:
+            message(line.decode("utf-8", "replace"))
+
+    def tell_agent(self, line: str) -> None:
+        """Sends a line to the agent; it is small, and dropped if the agent does not read."""
+        os.set_blocking(self.control_write, False)
+        try:
+            os.write(self.control_write, line.encode() + b"\n")
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Closes our ends."""
+        for fd in self._own:
+            os.close(fd)
+        self._own.clear()
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """(columns, rows) of the terminal at standard output."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return None
+    return size.columns, size.lines
+
+
+class RawTerminal:
+    """Standard input in raw mode while the partition has the terminal; :meth:`restore` puts it back."""
+
+    __slots__ = ("_saved",)
+
+    def __init__(self) -> None:
+        import termios
+
+        try:
+            self._saved: list[Any] | None = termios.tcgetattr(0)
+        except termios.error:
+            self._saved = None
+            return
+        mode = termios.tcgetattr(0)
+        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        mode[1] &= ~termios.OPOST
+        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        mode[6][termios.VMIN] = 1
+        mode[6][termios.VTIME] = 0
+        termios.tcsetattr(0, termios.TCSADRAIN, mode)
+
+    def restore(self) -> None:
+        """The mode from before."""
+        if self._saved is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+            self._saved = None

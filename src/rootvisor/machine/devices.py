@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtio functions of the root's computer, made from the run description."""
+
+from __future__ import annotations
+
+from ..virtio.pci_function import VirtioPciFunction
+from .file_server import FileServer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..virtio.console import Console
+    from .computer import Computer
+    from .console_wiring import Consoles
+
+ROOTFS_TAG = "rootfs"
+
+
+class Devices:
+    """Everything plugged into the computer; :meth:`close` stops the threads and servers behind it."""
+
+    __slots__ = ("_functions", "_servers", "console")
+
+    def __init__(self, computer: Computer, description: dict[str, Any], consoles: Consoles) -> None:
+        self._functions: list[VirtioPciFunction] = []
+        self._servers: list[FileServer] = []
+        self.console: Console | None = None
+        wanted = description["devices"]
+        try:
+            if "console" in wanted:
+                self.console = consoles.device()
+                self._add(computer, self.console)
+            if "rng" in wanted:
+                from ..virtio.rng import Rng
+
+                self._add(computer, Rng())
+            if "fs" in wanted and description.get("rootfs_path"):
+                from ..virtio.fs import Fs
+
+                server = FileServer(description["rootfs_path"], description.get("file_server"))
+                self._servers.append(server)
+                self._add(computer, Fs(server.connection, ROOTFS_TAG))
+            if "disk" in wanted:
+                for disk in description.get("disks", ()):
+                    from ..virtio.block import Block
+                    from ..virtio.disk_image import DiskImage
+
+                    self._add(computer, Block(DiskImage(disk["path"], readonly=disk["readonly"])))
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, computer: Computer, device: Any) -> None:
+        function = VirtioPciFunction(device, computer.platform)
+        computer.add_function(function)
+        self._functions.append(function)
+
+    def close(self) -> None:
+        """Devices first, then the servers they talk to."""
+        for function in self._functions:
+            function.close()
+        for server in self._servers:
+            server.close()
+        self._functions.clear()
+        self._servers.clear()

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the machine that a run description asks for (docs/develop/run-description.md) and returns the exit status.
+
+The main thread waits here for the end, the agent, signals and the deadline; VPs and devices have threads of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _signal import (  # type: ignore[import-not-found, unused-ignore]
+    SIGHUP,
+    SIGINT,
+    SIGTERM,
+    SIGUSR1,
+    SIGWINCH,
+    set_wakeup_fd,
+    signal,
+)
+from select import POLLIN, poll
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic
+
+from ..boot.errors import BootError
+from ..hypervisor.errors import HypervisorError
+from ..hypervisor.hypervisor import Hypervisor
+from ..kvm.errors import KvmError
+from ..kvm.selftest import run_guest
+from ..kvm.system import Kvm
+from ..tlfs.hypercalls import SCHEDULER_HYPERVISOR, SCHEDULER_ROOT
+from .computer import Computer
+from .console_wiring import Consoles, RawTerminal, terminal_size
+from .devices import Devices
+from .outcome import STATUS_FAILURE, exit_status, write_report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+#: A computing Python thread holds every exit back for this long (the default is 5 ms).
+_SWITCH_INTERVAL_S = 1e-4
+#: How often an unfinished line of the serial port is written.
+_FLUSH_MS = 200
+_BASE_COMMAND_LINE = "rdinit=/init"
+
+
+def run(description: dict[str, Any]) -> int:
+    """Runs until the partition ends; errors that the user can mend are one line on stderr and status 125."""
+    if description.get("version") != VERSION:
+        return _failed(f"this run description has version {description.get('version')}, not {VERSION}")
+    try:
+        while True:
+            machine = Machine(description)
+            try:
+                status = machine.run()
+            finally:
+                machine.close()
+            if machine.how != "reset" or description.get("on_reboot") != "restart":
+                return status
+    except (KvmError, HypervisorError, BootError, OSError) as error:
+        return _failed(str(error))
+
+
+def _failed(text: str) -> int:
+    sys.stderr.write(f"rootvisor: {text}\n")
+    return STATUS_FAILURE
+
+
+class Machine:
+    """One run: built by the constructor, ended by :meth:`run`, taken apart by :meth:`close`."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        self.description = description
+        self.how = ""
+        self._command_status: int | None = None
+        self._agent_error = ""
+        self._user_space_at = 0.0
+        self._interrupts = 0
+        self._terminal: RawTerminal | None = None
+        self._trace: Any = None
+        self._log_file = -1
+        self._computer: Computer | None = None
+        self._devices: Devices | None = None
+        self._signal_read, self._signal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._consoles = Consoles(description, self._open_log())
+        kvm = Kvm()
+        scheduler = SCHEDULER_ROOT if description.get("scheduler") == "root" else SCHEDULER_HYPERVISOR
+        self._hypervisor = Hypervisor(kvm, scheduler)
+        try:
+            self._build(kvm)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_log(self) -> int | None:
+        target = self.description.get("console_log")
+        if target is None:
+            return 2 if self.description.get("verbose") else None
+        if target == "stderr":
+            return 2
+        self._log_file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        return self._log_file
+
+    def _build(self, kvm: Kvm) -> None:
+        description = self.description
+        problem, xsave = run_guest(kvm)
+        if problem:
+            raise HypervisorError(f"this machine's KVM does not run ring-0 code: {problem}; use --engine appliance")
+        logging = self._log_file >= 0 or bool(description.get("verbose")) or bool(description.get("console_log"))
+        agent = self._consoles.agent
+        if not agent:
+            serial_output: int | None = 1
+        else:
+            serial_output = self._consoles.serial_pipe() if logging else None
+        self._computer = Computer(self._hypervisor, description["memory_bytes"], description["vps"], serial_output)
+        partition = self._computer.partition
+        if description.get("trace"):
+            from ..trace.sink import open_sink
+
+            self._trace = partition.trace = open_sink(description["trace"])
+        partition.interrupts.report = self._message_refused
+        self._devices = Devices(self._computer, description, self._consoles)
+        kernel = description["kernel"]
+        self._computer.load(
+            kernel.get("vmlinux") or kernel["image"],
+            description["initrds"],
+            self._command_line(agent, logging),
+            xsave,
+        )
+
+    def _command_line(self, agent: bool, logging: bool) -> str:
+        words = [_BASE_COMMAND_LINE]
+        if not agent:
+            words += ["console=ttyS0", "console=hvc0"]
+        elif logging:
+            words += ["earlyprintk=ttyS0", "console=ttyS0"]
+        else:
+            words += ["console=hvc0", "quiet"]
+        if self.description["append"]:
+            words.append(self.description["append"])
+        return " ".join(words)
+
+    def _message_refused(self, device_id: int, address: int, data: int) -> None:
+        if self._trace is not None:
+            self._trace.event("interrupt-refused", f"device {device_id:#x} address {address:#x} data {data:#x}")
+
+    # --- the run --------------------------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Starts the VPs and waits for the end."""
+        computer = self._computer
+        assert computer is not None
+        partition = computer.partition
+        signal(SIGUSR1, _kick)
+        for number in (SIGINT, SIGTERM, SIGHUP, SIGWINCH):
+            signal(number, _kick)
+        set_wakeup_fd(self._signal_write)
+        if self.description.get("tty") and self._devices and self._devices.console is not None:
+            self._terminal = RawTerminal()
+        timeout = self.description.get("timeout_s")
+        deadline = monotonic() + timeout if timeout else None
+        waiting = poll()
+        waiting.register(partition.ended_fd, POLLIN)
+        waiting.register(self._signal_read, POLLIN)
+        consoles = self._consoles
+        for fd in (consoles.control_read, consoles.log):
+            if fd >= 0:
+                waiting.register(fd, POLLIN)
+        partition.start()
+        while not partition.ended:
+            limit: float | None = _FLUSH_MS if consoles.log >= 0 or not consoles.agent else None
+            if deadline is not None:
+                left = (deadline - monotonic()) * 1000
+                if left <= 0:
+                    partition.end("timeout", f"after {timeout:g} s")
+                    break
+                limit = left if limit is None else min(limit, left)
+            try:
+                ready = waiting.poll(limit)
+            except InterruptedError:
+                continue
+            for fd, _events in ready:
+                if fd == self._signal_read:
+                    self._signalled()
+                elif fd == consoles.control_read:
+                    consoles.read_control(self._agent_said)
+                elif fd == consoles.log:
+                    consoles.read_log()
+            computer.serial.flush()
+        partition.stop()
+        self._drain()
+        return self._finish()
+
+    def _drain(self) -> None:
+        """Takes what devices still hold: output first, then the agent's last words."""
+        if self._devices is not None:
+            self._devices.close()
+        consoles = self._consoles
+        for fd, take in (
+            (consoles.control_read, lambda: consoles.read_control(self._agent_said)),
+            (consoles.log, consoles.read_log),
+        ):
+            if fd >= 0:
+                os.set_blocking(fd, False)
+                take()
+
+    def _agent_said(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "ready":
+            self._user_space_at = _since_start()
+            if self._trace is not None:
+                self._trace.event("user-space", "first line")
+        elif word == "exit":
+            try:
+                self._command_status = int(rest) & 0xFF
+            except ValueError:
+                self._agent_error = f"unexpected words from the agent: {line}"
+        elif word == "error":
+            self._agent_error = rest
+
+    def _signalled(self) -> None:
+        computer = self._computer
+        assert computer is not None
+        try:
+            numbers = os.read(self._signal_read, 64)
+        except BlockingIOError:
+            return
+        for number in numbers:
+            if number == SIGWINCH:
+                size = terminal_size()
+                if size is not None and self._devices is not None and self._devices.console is not None:
+                    self._devices.console.resize(*size)
+            elif number in (SIGINT, SIGTERM, SIGHUP):
+                self._interrupts += 1
+                if self._user_space_at and self._consoles.agent and self._interrupts == 1:
+                    name = {SIGINT: "INT", SIGTERM: "TERM", SIGHUP: "HUP"}[number]
+                    self._consoles.tell_agent(f"signal {name}")
+                else:
+                    computer.partition.end("signal", f"signal {number}")
+
+    def _finish(self) -> int:
+        """Restores the terminal, says what the user should know, writes the report."""
+        computer = self._computer
+        assert computer is not None
+        partition = computer.partition
+        self.how = partition.ended
+        if self._terminal is not None:
+            self._terminal.restore()
+            self._terminal = None
+        how = self.how
+        if self._agent_error and how == "poweroff":
+            how = "agent-error"
+        status = exit_status(how, self._command_status)
+        self._explain(how)
+        if self._trace is not None:
+            self._trace.event("ended", f"{how} {partition.detail}")
+            problem = self._trace.close()
+            self._trace = None
+            if problem:
+                sys.stderr.write(f"rootvisor: {problem}\n")
+        if self.description.get("report"):
+            facts = {
+                "ended": how,
+                "detail": partition.detail,
+                "status": status,
+                "boot_to_userspace_s": round(self._user_space_at, 3) or None,
+                "total_s": round(_since_start(), 3),
+                "resident_kib": _resident_kib(),
+            }
+            write_report(self.description["report"], partition, facts)
+        if partition.defect is not None:
+            raise partition.defect
+        return status
+
+    def _explain(self, how: str) -> None:
+        computer = self._computer
+        assert computer is not None
+        partition = computer.partition
+        say = sys.stderr.write
+        if how == "crash":
+            say("rootvisor: the root partition crashed; its report:\n")
+            text = partition.crash_report or bytes(self._consoles.tail)
+            say(text.decode("utf-8", "replace").rstrip("\0\n") + "\n")
+            say(f"rootvisor: crash parameters {partition.detail}\n")
+        elif how == "triple-fault":
+            say(f"rootvisor: the root partition stopped with a triple fault: {partition.detail}\n")
+            self._show_tail()
+        elif how == "timeout":
+            what = "did not end" if self._user_space_at else "did not reach user space"
+            say(f"rootvisor: the root partition {what} in time ({partition.detail}); see --timeout and --verbose\n")
+            self._show_tail()
+        elif how == "reset" and self.description.get("on_reboot") != "restart":
+            if self.description.get("verbose"):
+                say(f"rootvisor: the root partition was reset ({partition.detail})\n")
+        elif how == "agent-error":
+            say(f"rootvisor: {self._agent_error}\n")
+        elif how == "host-error":
+            say(f"rootvisor: {partition.detail}\n")
+
+    def _show_tail(self) -> None:
+        tail = bytes(self._consoles.tail).decode("utf-8", "replace").strip()
+        if tail:
+            sys.stderr.write("rootvisor: the last lines of its console:\n" + "\n".join(tail.splitlines()[-20:]) + "\n")
+
+    def close(self) -> None:
+        """Takes everything apart; safe after any part of the constructor."""
+        set_wakeup_fd(-1)
+        if self._terminal is not None:
+            self._terminal.restore()
+        if self._devices is not None:
+            self._devices.close()
+        if self._trace is not None:
+            self._trace.close()
+        self._hypervisor.close()
+        if self._computer is not None:
+            self._computer.close()
+        self._consoles.close()
+        if self._log_file >= 0:
+            os.close(self._log_file)
+        os.close(self._signal_read)
+        os.close(self._signal_write)
+
+
+def _kick(_number: int, _frame: object) -> None:
+    """A handler must exist: SIGUSR1 then interrupts KVM_RUN, the others reach the wake-up descriptor."""
+
+
+def _since_start() -> float:
+    """Seconds since this process was started (field 22 of /proc/self/stat, in clock ticks since boot)."""
+    with open("/proc/self/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return clock_gettime(CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_kib() -> int:
+    """Resident memory without shared memory: the guest's RAM and the server's shares do not count."""
+    private = 0
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(("RssAnon:", "RssFile:")):
+                private += int(line.split()[1])
+    return private

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where everything lies in the root partition's physical address space.
+
+    0            RAM; 0x9FC00..0x100000 reserved (tables)     1 MiB .. low end: RAM
+    0xC0000000   32-bit PCI window    0xE0000000 ECAM    0xFEC00000 IO-APIC    0xFEE00000 local APICs
+    4 GiB        RAM above 3 GiB      half of the address width: 64-bit PCI window
+
+The hypervisor-owned pages are RAM at the end of the low part, behind a setup_data node: Linux reserves such nodes for
+ever and keeps them in its direct map, which both kinds of owned pages need (contract/root-partition 7.1).
+"""
+
+from __future__ import annotations
+
+from ..boot.zero_page import E820_RAM, E820_RESERVED
+
+PAGE = 4096
+MIB = 1 << 20
+GIB = 1 << 30
+
+ZERO_PAGE = 0x7000
+COMMAND_LINE = 0x8000
+ENTRY_TABLES = 0x10000
+LOW_RESERVED = 0x9FC00
+ACPI_TABLES = 0xE0000
+HIGH_RAM_START = 4 * GIB
+LOW_RAM_MAX = 0xC0000000
+MMIO32 = (0xC0000000, 0x20000000)
+ECAM = 0xE0000000
+IOAPIC = 0xFEC00000
+IOAPIC_ID = 0
+IO_WINDOW = (0xC000, 0x3000)
+
+HYPERVISOR_NODE_HEADER = PAGE  # the node's 16-byte header has a page of its own, so that owned pages are aligned
+
+
+class MemoryMap:
+    """RAM of ``size`` bytes (a multiple of 2 MiB), ``owned_pages`` of it for the hypervisor; ``address_bits`` of GPA."""
+
+    __slots__ = ("high", "low", "mmio64", "node_gpa", "owned_gpa", "owned_pages", "size")
+
+    def __init__(self, size: int, owned_pages: int, address_bits: int) -> None:
+        self.size = size
+        self.low = min(size, LOW_RAM_MAX)
+        self.high = size - self.low
+        self.owned_pages = owned_pages
+        self.node_gpa = self.low - owned_pages * PAGE - HYPERVISOR_NODE_HEADER
+        self.owned_gpa = self.node_gpa + HYPERVISOR_NODE_HEADER
+        half = 1 << (min(address_bits, 46) - 1)
+        base = max(half, HIGH_RAM_START + self.high + GIB - 1 & ~(GIB - 1))
+        self.mmio64 = (base, min(64 * GIB, (1 << min(address_bits, 46)) - base))
+
+    def e820(self) -> list[tuple[int, int, int]]:
+        """The map for the kernel: (base, size, type)."""
+        entries = [
+            (0, LOW_RESERVED, E820_RAM),
+            (LOW_RESERVED, MIB - LOW_RESERVED, E820_RESERVED),
+            (MIB, self.low - MIB, E820_RAM),
+            (ECAM, MIB, E820_RESERVED),
+        ]
+        if self.high:
+            entries.append((HIGH_RAM_START, self.high, E820_RAM))
+        return entries
