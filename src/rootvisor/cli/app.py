@@ -19,6 +19,7 @@ from rootvisor.cli.help import DocumentedGroup
 
 _COMMANDS = {
     "run": "rootvisor.cli.run:run",
+    "demo": "rootvisor.cli.demo:demo",
     "kernel": "rootvisor.cli.kernel:kernel",
     "doctor": "rootvisor.cli.doctor:doctor",
     "trace": "rootvisor.cli.trace:trace",

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rootvisor.appliance.tools import find_busybox
 from rootvisor.cli.engine import kvm_verdict
-from rootvisor.cli.kernel_choice import cached_kernel
+from rootvisor.cli.kernel_choice import found_kernel
 from rootvisor.cli.output import format_bytes
 from rootvisor.cli.paths import cache_dir
 
@@ -140,17 +139,18 @@ def check_namespaces() -> Check:
 
 
 def check_busybox() -> Check:
-    """The static busybox of the initial ramdisk."""
-    path = find_busybox()
+    """The busybox of the initial ramdisk (whether it is static is looked at when it is used)."""
+    cached = cache_dir() / "initramfs" / "busybox"
+    path = str(cached) if cached.exists() else shutil.which("busybox")
     if path is None:
-        mend = "sudo apt-get install busybox-static"
-        return Check("busybox", MISSING, "no static busybox; the initial ramdisk needs one", mend)
+        what = "no busybox; the initial ramdisk's is fetched on first use"
+        return Check("busybox", WARNING, what, "sudo apt-get install busybox-static")
     return Check("busybox", OK, path)
 
 
 def check_kernel(name: str) -> Check:
     """Whether a named kernel is in the cache."""
-    kernel = cached_kernel(name)
+    kernel = found_kernel(name)
     if kernel is None:
         how = "about 5 minutes on 2 processors" if name == "mshv" else "a download of about 30 MiB"
         what = f"not in the cache; made on first use ({how})"
@@ -163,7 +163,7 @@ def check_build_tools() -> Check:
     lacking = [tool for tool in _BUILD_TOOLS if shutil.which(tool) is None]
     if not lacking:
         return Check("build tools", OK, "complete")
-    state = WARNING if cached_kernel("mshv") is not None else MISSING
+    state = WARNING if found_kernel("mshv") is not None else MISSING
     what = f"no {', '.join(lacking)}; the mshv kernel is built with them"
     return Check("build tools", state, what, f"sudo apt-get install {_BUILD_PACKAGES}")
 
@@ -190,7 +190,7 @@ def check_cache() -> Check:
     status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
     facts = {"path": str(folder), "free_bytes": free}
-    needed = KEEP_SPACE_BYTES if cached_kernel("mshv") is not None else BUILD_SPACE_BYTES
+    needed = KEEP_SPACE_BYTES if found_kernel("mshv") is not None else BUILD_SPACE_BYTES
     what = f"{folder}, {format_bytes(free)} free"
     if free < needed:
         mend = f"{format_bytes(needed)} are needed: free some, or set ROOTVISOR_CACHE to a folder on a larger disk"

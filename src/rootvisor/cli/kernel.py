@@ -10,7 +10,7 @@ import click
 from rootvisor.cli.description import KernelImage
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.help import DocumentedCommand, DocumentedGroup, debug_option, json_option, option
-from rootvisor.cli.kernel_choice import NAMES, cached_kernel, make_kernel
+from rootvisor.cli.kernel_choice import NAMES, found_kernel, make_kernel
 from rootvisor.cli.output import Progress, print_json, table
 
 _ABOUT = {
@@ -44,7 +44,7 @@ def kernel() -> None:
 def build(name: str, rebuild: bool, as_json: bool) -> None:
     """Build (mshv) or fetch (stock) a kernel into the cache."""
     with Progress() as progress:
-        image = (None if rebuild else cached_kernel(name)) or make_kernel(name, progress, rebuild)
+        image = (None if rebuild else found_kernel(name)) or make_kernel(name, progress, rebuild)
     if as_json:
         print_json(document(name, image))
     else:
@@ -56,7 +56,7 @@ def build(name: str, rebuild: bool, as_json: bool) -> None:
 @debug_option
 def list_kernels(as_json: bool) -> None:
     """List the kernels by name, and whether they are in the cache."""
-    found = [document(name, cached_kernel(name)) for name in NAMES]
+    found = [document(name, found_kernel(name)) for name in NAMES]
     if as_json:
         print_json({"kernels": found})
         return
@@ -77,7 +77,7 @@ def list_kernels(as_json: bool) -> None:
 @debug_option
 def path(name: str, elf: bool) -> None:
     """Print the path of a kernel in the cache."""
-    image = cached_kernel(name)
+    image = found_kernel(name)
     if image is None:
         raise UserError(
             f"the kernel {name} is not in the cache", f"make it with: rootvisor kernel build {name}"

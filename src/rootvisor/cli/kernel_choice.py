@@ -4,28 +4,30 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from rootvisor import kernels
 from rootvisor.boot.errors import BootError
 from rootvisor.boot.kernel import ELF, probe_kernel
 from rootvisor.cli.description import KernelImage
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.output import Progress
-from rootvisor.kernels.cache import records
-from rootvisor.kernels.kernel import Kernel, KernelError
 
 NAMES = ("mshv", "stock")
+"""Kernels that have a name; everything else that `--kernel` takes is a path."""
+
 DEFAULT = "mshv"
 
 
 def choose_kernel(wanted: str | None, *, progress: Progress, build: bool) -> KernelImage:
-    """The kernel for `--kernel`; builds or fetches a named one that is not cached when `build` is true.
+    """The kernel for `--kernel`; builds or fetches a named one that is not on this machine when `build` is true.
 
     Without `build` such a kernel has an empty image path. `UserError` when there is none.
     """
     name = wanted or DEFAULT
     if name not in NAMES:
-        return _from_path(name)
-    kernel = cached_kernel(name)
+        return _from_path(name, build)
+    kernel = found_kernel(name)
     if kernel is not None:
         return kernel
     if not build:
@@ -33,20 +35,27 @@ def choose_kernel(wanted: str | None, *, progress: Progress, build: bool) -> Ker
     return make_kernel(name, progress)
 
 
-def cached_kernel(name: str) -> KernelImage | None:
-    """The kernel of that name in the cache, None when there is none."""
-    for kernel, _facts in records():
-        if kernel.name == name:
-            return as_image(kernel)
-    return None
+def found_kernel(name: str) -> KernelImage | None:
+    """The kernel of that name if it is on this machine, else None."""
+    try:
+        kernel = kernels.find(name)
+    except kernels.KernelError as error:
+        raise kernel_error(error) from error
+    return None if kernel is None else as_image(kernel)
 
 
-def make_kernel(name: str, progress: Progress, rebuild: bool = False) -> KernelImage:
-    """Build or fetch the kernel of that name; `UserError` when that fails."""
-    raise UserError(f"the kernel {name} cannot be had yet", "give --kernel PATH")
+def make_kernel(name: str, progress: Progress, refresh: bool = False) -> KernelImage:
+    """Build or fetch the kernel of that name; with `refresh` the mirror is asked for a newer one.
+
+    `UserError` when that fails.
+    """
+    try:
+        return as_image(kernels.ensure(name, progress, refresh=refresh))
+    except kernels.KernelError as error:
+        raise kernel_error(error) from error
 
 
-def as_image(kernel: Kernel) -> KernelImage:
+def as_image(kernel: kernels.Kernel) -> KernelImage:
     """A kernel of the cache, as the description has it."""
     return KernelImage(
         image=str(kernel.image),
@@ -57,22 +66,29 @@ def as_image(kernel: Kernel) -> KernelImage:
     )
 
 
-def kernel_error(error: KernelError) -> UserError:
+def kernel_error(error: kernels.KernelError) -> UserError:
     """The same error with an exit status."""
     return UserError(error.message, error.mend)
 
 
-def _from_path(text: str) -> KernelImage:
-    """A kernel image that the user named."""
+def _from_path(text: str, build: bool) -> KernelImage:
+    """A kernel image that the user named. With `build` its ELF image, which starts faster, is taken out of it."""
     path = os.path.abspath(text)
     try:
         facts = probe_kernel(path)
     except BootError as error:
         raise usage_error(str(error)) from error
+    elf = path if facts.kind == ELF else None
+    if build and elf is None:
+        try:
+            unpacked = kernels.vmlinux_of(Path(path))
+        except kernels.KernelError:
+            unpacked = None  # the bzImage boots as well
+        elf = None if unpacked is None else str(unpacked)
     modules = f"/lib/modules/{facts.version}" if facts.version else ""
     return KernelImage(
         image=path,
-        vmlinux=path if facts.kind == ELF else None,
+        vmlinux=elf,
         name=os.path.basename(path),
         version=facts.version or "",
         modules=modules if modules and os.path.isdir(modules) else None,
