@@ -146,12 +146,12 @@ class VirtioDevice:
 
     def _kicked(self, queue: Queue) -> None:
         try:
-            os.eventfd_read(queue.kick_fd)
+            kicks = os.eventfd_read(queue.kick_fd)
         except BlockingIOError:
             return
         if self.queues[queue.index] is not queue:
             return
-        queue.counters.kicks += 1
+        queue.counters.kicks += kicks
         try:
             self.handle_queue(queue)
         except QueueError as error:

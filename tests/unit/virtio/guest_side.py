@@ -347,7 +347,8 @@ class Guest:
             self.write(0x2000 + 16 * index, 4, 0xFEE00000)
             self.write(0x2008 + 16 * index, 4, 0x40 + index)
             self.write(0x200C + 16 * index, 4, 0)
-            self.vectors[index] = self.platform.vectors[before]
+            if len(self.platform.vectors) > before:
+                self.vectors[index] = self.platform.vectors[before]
 
     def set_queue(
         self, index: int, size: int, *, vector: int = 1, packed: bool = False, event_idx: bool = False
