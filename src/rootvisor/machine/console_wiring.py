@@ -25,7 +25,7 @@ class Consoles:
     ``tail`` keeps the last 16 KiB of what the kernel printed, for the report of a bad end.
     """
 
-    __slots__ = ("_command", "_log_copy", "_own", "_pending", "_tty", "agent", "control_read", "control_write", "log", "tail")
+    __slots__ = ("_command", "_log_copy", "_log_write", "_own", "_pending", "_tty", "agent", "control_read", "control_write", "log", "tail")
 
     def __init__(self, description: dict[str, Any], log_copy: int | None) -> None:
         self._command = description.get("command")
@@ -35,7 +35,7 @@ class Consoles:
         self.tail = bytearray()
         self._pending = b""
         self._own: list[int] = []
-        self.control_read = self.control_write = self.log = -1
+        self.control_read = self.control_write = self.log = self._log_write = -1
 
     def device(self) -> Console:
         """The console device of the run."""
@@ -47,9 +47,8 @@ class Consoles:
         control = Port("rootvisor.control", control_in, control_out)
         if self._tty:
             return Console([Port("console", 0, 1, True), control], size)
-        self.log, log_out = self._pipe()
         ports = [
-            Port("console", None, log_out, True),
+            Port("console", None, self.log_pipe(), True),
             Port("rootvisor.stdin", 0, None),
             Port("rootvisor.stdout", None, 1),
             Port("rootvisor.stderr", None, 2),
@@ -57,11 +56,11 @@ class Consoles:
         ]
         return Console(ports, size)
 
-    def serial_pipe(self) -> int:
-        """The write end for the serial port; what arrives there is log."""
-        read, write = self._pipe()
-        self.log = read if self.log < 0 else self.log
-        return write
+    def log_pipe(self) -> int:
+        """The write end of the log, for the serial port and for a console that nobody sits at."""
+        if self._log_write < 0:
+            self.log, self._log_write = self._pipe()
+        return self._log_write
 
     def _pipe(self) -> tuple[int, int]:
         read, write = os.pipe2(os.O_CLOEXEC)

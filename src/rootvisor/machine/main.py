@@ -112,7 +112,7 @@ class Machine:
         if not agent:
             serial_output: int | None = 1
         else:
-            serial_output = self._consoles.serial_pipe() if logging else None
+            serial_output = self._consoles.log_pipe() if logging else None
         self._computer = Computer(self._hypervisor, description["memory_bytes"], description["vps"], serial_output)
         partition = self._computer.partition
         if description.get("trace"):

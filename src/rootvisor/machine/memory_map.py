@@ -5,8 +5,10 @@
     0xC0000000   32-bit PCI window    0xE0000000 ECAM    0xFEC00000 IO-APIC    0xFEE00000 local APICs
     4 GiB        RAM above 3 GiB      half of the address width: 64-bit PCI window
 
-The hypervisor-owned pages are RAM at the end of the low part, behind a setup_data node: Linux reserves such nodes for
-ever and keeps them in its direct map, which both kinds of owned pages need (contract/root-partition 7.1).
+The hypervisor-owned pages are RAM near the end of the low part, behind a setup_data node: Linux reserves such nodes for
+ever and keeps them in its direct map, which both kinds of owned pages need (contract/root-partition 7.1). Ordinary RAM
+follows them, because Linux 6.12 leaves reserved nodes out when it looks for the end of memory, and then stumbles over
+pages without a memory map (``e820__end_of_ram_pfn``, ``free_area_init``).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ IOAPIC = 0xFEC00000
 IOAPIC_ID = 0
 IO_WINDOW = (0xC000, 0x3000)
 
+#: RAM behind the owned pages.
+ABOVE_OWNED = 2 * MIB
 HYPERVISOR_NODE_HEADER = PAGE  # the node's 16-byte header has a page of its own, so that owned pages are aligned
 
 
@@ -43,7 +47,7 @@ class MemoryMap:
         self.low = min(size, LOW_RAM_MAX)
         self.high = size - self.low
         self.owned_pages = owned_pages
-        self.node_gpa = self.low - owned_pages * PAGE - HYPERVISOR_NODE_HEADER
+        self.node_gpa = self.low - ABOVE_OWNED - owned_pages * PAGE - HYPERVISOR_NODE_HEADER
         self.owned_gpa = self.node_gpa + HYPERVISOR_NODE_HEADER
         half = 1 << (min(address_bits, 46) - 1)
         base = max(half, HIGH_RAM_START + self.high + GIB - 1 & ~(GIB - 1))
