@@ -157,6 +157,8 @@ class SplitDriver:
         self.desc = memory.allocate(16 * size)
         self.driver = memory.allocate(6 + 2 * size)
         self.device = memory.allocate(6 + 8 * size)
+        for gpa, length in ((self.desc, 16 * size), (self.driver, 6 + 2 * size), (self.device, 6 + 8 * size)):
+            memory.view(gpa, length)[:] = bytes(length)
         self.free = list(range(size))
         self.chains: dict[int, list[int]] = {}
         self.avail_index = 0
@@ -223,6 +225,8 @@ class PackedDriver:
         self.desc = memory.allocate(16 * size)
         self.driver = memory.allocate(4)
         self.device = memory.allocate(4)
+        for gpa, length in ((self.desc, 16 * size), (self.driver, 4), (self.device, 4)):
+            memory.view(gpa, length)[:] = bytes(length)
         self.next, self.wrap = 0, True
         self.used_next, self.used_wrap = 0, True
         self.ids = list(range(size))

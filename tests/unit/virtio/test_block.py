@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rootvisor.virtio import block, disk_image
+from rootvisor.virtio import block
 from rootvisor.virtio.block import Block
 from rootvisor.virtio.disk_image import DiskError, DiskImage
 from rootvisor.virtio.registers import F_RING_PACKED, F_VERSION_1, STATUS_NEEDS_RESET
@@ -187,7 +188,7 @@ def test_write_zeroes_zeroes_just_its_range(
         def refuse(*_: object) -> int:
             raise OSError(errno.EOPNOTSUPP, "not here")
 
-        monkeypatch.setattr(disk_image.fcntl, "ioctl", refuse)
+        monkeypatch.setattr(fcntl, "ioctl", refuse)
     assert disk.ranges(block.T_WRITE_ZEROES, (2, 3, flags), (10, 1, flags)) == block.S_OK
     content = disk.path.read_bytes()
     assert len(content) == 512 * SECTORS
