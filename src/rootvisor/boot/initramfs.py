@@ -16,11 +16,12 @@ The run's archive (:func:`request_archive`) holds::
     /rootvisor/command          shell: exports of the environment, the directory, and `set -- ARGUMENTS`
     /rootvisor/mounts           lines "TAG ro|rw PATH": further virtiofs mounts
     /rootvisor/tmpfs            lines "PATH": further tmpfs mounts
+    /rootvisor/winsize          optional, "ROWS COLUMNS": size of a terminal whose device does not tell it
 
 Lines on the port ``rootvisor.control``, guest to host: ``ready`` (the first sign of user space), ``error
 TEXT`` (why the next line says 125), ``exit N`` (the command's status; absent when the command itself ended
 the machine). Host to guest: ``signal NAME`` (INT, TERM, HUP, QUIT, KILL, USR1, USR2, TSTP, CONT or WINCH, to
-the command's process group) and ``poweroff``.
+the command's process group), ``winsize ROWS COLUMNS`` (of the terminal) and ``poweroff``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ STREAMS_TTY = "tty"
 """The command's streams are a terminal device, which is its controlling terminal."""
 
 _AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent")
-_SCRIPTS = ("main", "run", "end", "sweep")
+_SCRIPTS = ("main", "run", "end", "sweep", "linuxrc")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9._-]+\Z")
 # What the agent's shell makes itself, or would not let itself be given.
@@ -90,7 +91,7 @@ class InitRequest:
 
     ``rootfs``: :data:`ROOTFS_VIRTIOFS` (share ``tag``, read-only; with ``overlay`` a tmpfs over it takes
     writes) or :data:`ROOTFS_NONE`. ``tmpfs``: paths that get an empty tmpfs (/run and /dev/shm always do).
-    ``argv``: the command, empty for a shell. ``cwd``: where it starts, / if the root file system lacks it.
+    ``argv``: the command, empty for a plain interactive shell. ``cwd``: where it starts, / if the root lacks it.
     ``environment``: all of it; names that no shell variable can have are left out. ``streams``:
     :data:`STREAMS_PORTS` or :data:`STREAMS_TTY`, then on the device ``tty``. ``control``: whether there is a
     control port; without one the same lines appear on the console behind ``rootvisor:``.
