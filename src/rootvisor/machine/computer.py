@@ -20,6 +20,7 @@ from ..pci.root import PciRoot
 from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
 from . import memory_map
 from .clock import PmTimer, RealTimeClock
+from .ecam import Ecam
 from .memory_map import MemoryMap
 from .pci_platform import PartitionPlatform, pci_device_id
 from .power import KEYBOARD_COMMAND_PORT, RESET_PORT, RESET_VALUE, KeyboardReset, PowerManagement, ResetControl
@@ -42,7 +43,7 @@ _SPARE_OWNED_PAGES = 6
 class Computer:
     """The machine around one root partition. :meth:`load` needs the PCI functions to be in place."""
 
-    __slots__ = ("_memory", "acpi_entry", "layout", "partition", "pci", "platform", "power", "serial", "vps")
+    __slots__ = ("_ecam", "_memory", "layout", "partition", "pci", "platform", "power", "serial", "vps")
 
     def __init__(self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None) -> None:
         bits = 40
@@ -76,10 +77,11 @@ class Computer:
             layout.mmio64,
             io_ports=memory_map.IO_WINDOW,
         )
-        partition.mmio.add(memory_map.ECAM, self.pci.ecam_bytes, self.pci)
+        # No configuration ports 0xCF8/0xCFC: kernels would prefer them, at two exits an access.
+        self._ecam = Ecam(vm, self.pci, memory_map.ECAM)
+        partition.mmio.add(memory_map.ECAM, self.pci.ecam_bytes, self._ecam)
         partition.interrupts.devices.add(DEVICE_TYPE_IO_APIC << 62 | memory_map.IOAPIC_ID)
         ports = partition.ports
-        ports.add(0xCF8, 8, self.pci.config_ports)
         ports.add(RESET_PORT, 1, ResetControl(partition.end))
         ports.add(KEYBOARD_COMMAND_PORT, 1, KeyboardReset(partition.end))
         ports.add(0x70, 2, RealTimeClock())
@@ -109,6 +111,7 @@ class Computer:
         limit = min(initrd_limit(loaded, layout.low), layout.node_gpa)
         initrd = load_initrd(initrds, low, loaded.end_gpa, limit)
         self.pci.assign_bars()
+        self._ecam.map_functions()
         acpi = build_acpi(
             AcpiConfig(
                 apic_ids=list(range(self.vps)),
@@ -158,4 +161,5 @@ class Computer:
     def close(self) -> None:
         """Frees what the computer holds; the partition is stopped. The hypervisor closes the partition itself."""
         self.platform.close()
+        self._ecam.close()
         self._memory.close()

@@ -16,10 +16,15 @@ class ConfigSpace:
     __slots__ = ("_data", "_mask", "_next_capability", "_tail")
 
     def __init__(self) -> None:
-        self._data = bytearray(reg.CONFIG_SPACE_BYTES)
+        self._data: bytearray | memoryview = bytearray(reg.CONFIG_SPACE_BYTES)
         self._mask = bytearray(reg.CONFIG_SPACE_BYTES)
         self._next_capability = reg.FIRST_CAPABILITY
         self._tail = reg.CAPABILITY_POINTER
+
+    def move_to(self, storage: memoryview) -> None:
+        """Keep the 4 KiB in `storage` from now on: a page that the guest can be shown without a detour."""
+        storage[:] = self._data
+        self._data = storage
 
     def get(self, offset: int, size: int) -> int:
         """The `size` bytes at `offset`, which the caller has checked."""

@@ -108,6 +108,11 @@ class PciFunction:
         self.config.set(bar.register, bar.register_bytes, address & bar.mask | bar.flags)
         self._update_decoding()
 
+    @property
+    def config_is_plain(self) -> bool:
+        """Whether configuration reads give just the stored bytes now, so that a platform may map them."""
+        return True
+
     def config_read(self, offset: int, size: int) -> int:
         """A guest's configuration read; the caller keeps it inside the 4 KiB."""
         return self.config.get(offset, size)

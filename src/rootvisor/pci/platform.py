@@ -117,7 +117,10 @@ if TYPE_CHECKING:
             ...
 
         def add_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
-            """Signal `fd` on each guest write to `gpa` of `size` bytes; size 0 means of any width."""
+            """Signal `fd` on each guest write to `gpa` of `size` bytes; size 0 means of any width.
+
+            `OSError` when that cannot be had: then writes reach the handler.
+            """
             ...
 
         def remove_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:

@@ -84,6 +84,11 @@ class VirtioPciFunction(PciFunction):
         self.config.set_mask(self._window + _WINDOW_OFFSET, 8, (1 << 64) - 1)
         self.config.set_mask(self._window + _WINDOW_DATA, 4, 0xFFFFFFFF)
 
+    @property
+    def config_is_plain(self) -> bool:
+        """Not while the PCI_CFG window is open: its data is the BAR's."""
+        return self._window_access() is None
+
     def config_read(self, offset: int, size: int) -> int:
         """As any function; a read of the PCI_CFG window's data reads the BAR (4.1.4.9)."""
         data = self._window + _WINDOW_DATA
