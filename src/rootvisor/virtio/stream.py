@@ -33,9 +33,14 @@ class InputStream:
     """The reading side of a descriptor, of which it keeps a duplicate."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = os.dup(fd)
-        mode = os.fstat(self.fd).st_mode
+        mode = os.fstat(fd).st_mode
+        self.fd = -1
         self._mode = _NOWAIT if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else _PLAIN
+        if os.isatty(fd):
+            # Somebody else may read the terminal between our POLLIN and our read.
+            self.fd = _reopen(fd, os.O_RDONLY)
+        if self.fd < 0:
+            self.fd = os.dup(fd)
 
     def read_into(self, buffers: Sequence[memoryview]) -> int | None:
         """Read after POLLIN or POLLHUP: bytes read, 0 at the end of the stream, `None` when nothing is there.
@@ -75,11 +80,8 @@ class OutputStream:
         elif os.isatty(fd):
             self._mode = _OWN_NONBLOCKING
             self._limit = _SAFE_TERMINAL_WRITE
-            try:
-                self.fd = os.open(
-                    f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                )
-            except OSError:  # another user's terminal, or no /proc
+            self.fd = _reopen(fd, os.O_WRONLY)
+            if self.fd < 0:
                 self._mode = _SMALL
         else:
             self._mode = _PLAIN
@@ -125,3 +127,11 @@ def advance(buffers: list[memoryview], count: int) -> list[memoryview]:
             return [view[count:], *buffers[index + 1 :]]
         count -= len(view)
     return []
+
+
+def _reopen(fd: int, mode: int) -> int:
+    """A non-blocking description of our own for the terminal at `fd`; -1 where there is none to be had."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # another user's terminal, or no /proc
+        return -1

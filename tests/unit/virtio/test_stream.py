@@ -118,6 +118,20 @@ def test_terminal_is_never_set_nonblocking_and_never_blocks(
     os.close(terminal)
 
 
+def test_terminal_read_with_nothing_there_is_none() -> None:
+    master, terminal = pty.openpty()
+    source = InputStream(terminal)
+    buffer = memoryview(bytearray(8))
+    assert source.read_into([buffer]) is None
+    os.write(master, b"hi\n")
+    assert source.read_into([buffer]) == 3
+    assert not is_nonblocking(terminal)
+    os.close(master)
+    assert source.read_into([buffer]) == 0
+    source.close()
+    os.close(terminal)
+
+
 def test_advance_skips_whole_and_partial_buffers() -> None:
     views = [memoryview(b"abc"), memoryview(b""), memoryview(b"defg")]
     assert b"".join(advance(views, 0)) == b"abcdefg"
