@@ -159,10 +159,8 @@ def show(result: dict[str, Any], found: list[Finding]) -> None:
     missing = sum(not finding.ok for finding in found)
     click.echo()
     if missing:
-        say(
-            f"rootvisor: {missing} piece{'s' if missing > 1 else ''} of evidence missing; the kernel's log may say why: "
-            "rootvisor run -- dmesg"
-        )
+        pieces = "1 piece of evidence is" if missing == 1 else f"{missing} pieces of evidence are"
+        say(f"rootvisor: {pieces} missing; the kernel's log may say why: rootvisor run -- dmesg")
         return
     click.echo("Next:")
     click.echo(table([(f"  {command}", f"# {purpose}") for purpose, command in _NEXT]))
