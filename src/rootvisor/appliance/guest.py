@@ -26,6 +26,8 @@ from .errors import ApplianceError
 from .modules import module_files, module_name, read_module
 from .request import Request
 
+#: Goes into the name of the modules' archive in the cache; change it when the archive changes its form.
+_FORMAT = 2
 _FOLDER = os.path.dirname(FIRST_STAGE)
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -87,7 +89,7 @@ def ramdisk(
 def _modules_archive(folder: str) -> bytes:
     """First stage and modules; kept in the cache, because unpacking the modules takes half a second."""
     files = module_files(folder)
-    key = hashlib.sha256(_FIRST_STAGE.encode())
+    key = hashlib.sha256(repr((_FORMAT, _FIRST_STAGE)).encode())
     for path in files:
         status = os.stat(path)
         key.update(repr((path, status.st_size, status.st_mtime_ns)).encode())

@@ -29,6 +29,8 @@ from .tools import Tools
 EXIT_TIMEOUT = 124
 #: Seconds from the inner program's end to the machine's power-off, which flushes writable folders.
 _POWER_OFF_SECONDS = 20.0
+#: Seconds that the inner program has to end after SIGTERM or SIGHUP, before everything is ended.
+_GRACE_SECONDS = 10.0
 _DRAIN_POLL_SECONDS = 0.005
 
 _Event = Literal["console", "qmp", "control", "signal", "qemu", "virtiofsd"]
@@ -72,6 +74,8 @@ class Session:
         self._stopped: str | None = None  # reason of QEMU's SHUTDOWN event
         self._error: str | None = None  # why the init gave up, which it says before "exit 125"
         self._signals: list[int] = []
+        self._kill_at: float | None = None  # when a forwarded signal must have worked
+        self._reader_lost = False
         self._outputs: list[Output] = []
         self._inputs: list[Input] = []
         self.ready_seconds: float | None = None
@@ -210,7 +214,7 @@ class Session:
             now = time.monotonic()
             if self._ready and self.ready_seconds is None:
                 self.ready_seconds = now - started
-            limits = [limit for limit in (self._deadline, finish) if limit is not None]
+            limits = [limit for limit in (self._deadline, self._kill_at, finish) if limit is not None]
             if not self._ready:
                 limits.append(sign_of_life + self._request.ready_timeout)
             wait = max(min(limits) - now, 0) if limits else None
@@ -223,6 +227,8 @@ class Session:
             now = time.monotonic()
             if self._deadline is not None and now >= self._deadline:
                 return Ended(EXIT_TIMEOUT)
+            if self._kill_at is not None and now >= self._kill_at:
+                return Ended(128 + self._signals[-1])
             if not self._ready and now >= sign_of_life + self._request.ready_timeout:
                 return self._died(f"no sign of life for {self._request.ready_timeout:g} s")
             if self._status is not None:
@@ -281,6 +287,8 @@ class Session:
                 if not self._ready or self._signals:
                     return Ended(128 + number)
                 self._signals.append(number)
+                if number != signal.SIGINT:  # which a program at a prompt may well ignore
+                    self._kill_at = time.monotonic() + _GRACE_SECONDS
                 self._tell(f"signal {number.name.removeprefix('SIG')}")
         return None
 
@@ -295,6 +303,8 @@ class Session:
                 self._error = rest
             elif word == "exit" and rest.strip().isdigit():
                 self._status = int(rest) & 0xFF
+                if self._reader_lost and self._status == 128 + signal.SIGTERM:
+                    self._status = 128 + signal.SIGPIPE
 
     def _on_qemu_end(self) -> Ended | Died:
         status = self._qemu.wait()
@@ -334,7 +344,8 @@ class Session:
 
     def _reader_gone(self) -> None:
         """Nobody reads our output any more: the inner program learns it as any program does."""
-        self._tell("signal PIPE" if not self._request.tty else "signal HUP")
+        self._reader_lost = True
+        self._tell("signal TERM" if not self._request.tty else "signal HUP")
 
     def _send_window_size(self) -> None:
         size = window_size(self._request.streams[1]) if self._request.tty else None
