@@ -51,6 +51,7 @@ Debug::NoLocking "true";
 Quiet "2";
 Acquire::Languages "none";
 Acquire::PDiffs "false";
+Acquire::GzipIndexes "true";
 Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled "false";
@@ -91,7 +92,7 @@ class Apt:
         if shutil.which("apt-get") is None:
             raise KernelError(
                 "this machine has no apt to fetch a kernel with",
-                "give one with --kernel PATH, or build one with: rootvisor kernel build mshv --source DIR",
+                "give a kernel of your own with --kernel PATH",
             )
         self._root = root
         lists = _SYSTEM_LISTS if sources is None else root / "state" / "lists"
@@ -115,7 +116,7 @@ class Apt:
             output = error.output
         self._raise_disk_full(output)
         if not any((self._root / "state" / "lists").glob("*_Packages*")):
-            raise _fetch_error("the package mirror", output)
+            raise _fetch_error("the package lists", output)
 
     def targets(self) -> list[tuple[str, str, str]]:
         """(origin, repository URI, release) of every index; the origin is empty before its Release file is there."""
@@ -228,7 +229,7 @@ def system_distribution() -> Distribution:
     if found is None:
         raise KernelError(
             "this is neither Debian nor Ubuntu, so there is no package to take a kernel from",
-            "give one with --kernel PATH, or build one with: rootvisor kernel build mshv --source DIR",
+            "give a kernel of your own with --kernel PATH",
         )
     return found
 
@@ -249,11 +250,11 @@ def _fetch_error(what: str, output: str) -> KernelError:
     if reason:
         reason = re.sub(r"^[EW]: Failed to fetch \S+\s+", "", reason)
         return OfflineError(
-            f"cannot reach {what}: {reason}",
+            f"cannot fetch {what}: {reason}",
             "connect this machine to the network, or see: rootvisor kernel list",
         )
     message = _first_message(output) or "apt-get gave no reason"
-    return KernelError(f"cannot fetch {what}: {message}", "run apt-get update as root and try again")
+    return KernelError(f"cannot fetch {what}: {message}", "see what is wrong with: apt-get update")
 
 
 def _first_message(output: str) -> str:

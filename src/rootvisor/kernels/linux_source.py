@@ -19,7 +19,7 @@ from typing import IO
 from .apt import Apt, Package, has_content
 from .cache import kernels_dir, make_dir, need_space, no_space, remove_tree, storing
 from .kernel import KernelError, Progress
-from .mirror import find_anywhere
+from .mirror import find_newest
 from .process import kill_group, popen
 from .versions import kernel_series, version_key
 
@@ -81,11 +81,11 @@ def candidates(apt: Apt) -> list[Package]:
 
 def newest(progress: Progress) -> SourcePackage:
     """The newest source package of the mirror, downloaded. Raises `KernelError`: no network, none offered, no space."""
-    apt, packages = find_anywhere(candidates, progress)
+    apt, packages = find_newest(candidates, progress)
     if not packages:
         raise KernelError(
             f"the package mirror offers no linux-source >= {MIN_SERIES[0]}.{MIN_SERIES[1]} in any suite",
-            "build from a tree of your own with: rootvisor kernel build mshv --source DIR",
+            "give a kernel of your own with --kernel PATH",
         )
     package = packages[0]
     source = SourcePackage(package, make_dir(work_dir() / package.file_stem))

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .apt import Apt, Package, system_distribution
 from .cache import kernels_dir, locked
-from .kernel import KernelError, OfflineError, Progress
+from .kernel import KernelError, Progress
 from .sources import (
     Distribution,
     Source,
+    nearest_first,
+    newest_first,
     other_suites,
     own_sources,
     read_sources,
-    suite_rounds,
     ubuntu_series,
 )
 
@@ -32,14 +33,15 @@ def system_view() -> Apt:
 
 
 def find_configured(choose: Choose, progress: Progress, refresh: bool) -> tuple[Apt, list[Package]]:
-    """What `choose` finds in the system's lists, else in freshly fetched lists of the configured suites."""
+    """What `choose` finds in the system's lists, else in freshly fetched ones, else in any suite of the mirror."""
     if not refresh:
         apt = system_view()
         packages = choose(apt)
         if packages:
             return apt, packages
     apt = fresh_configured(progress)
-    return apt, choose(apt)
+    packages = choose(apt)
+    return (apt, packages) if packages else find_nearest(choose, progress)
 
 
 def fresh_configured(progress: Progress) -> Apt:
@@ -52,35 +54,44 @@ def fresh_configured(progress: Progress) -> Apt:
     return apt
 
 
-def find_anywhere(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]:
-    """What `choose` finds in any suite of the mirror; the newest suites are looked at first.
+def find_newest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]:
+    """What `choose` finds in any suite of the mirror; the suites with the newest kernels are looked at first.
 
-    Raises `OfflineError` if no suite could be reached, `KernelError` if there is no mirror to ask.
+    Raises `OfflineError` if no suite could be reached, `KernelError` if none could be used.
     """
+    return _find_in_rounds("newest", newest_first(system_distribution(), _series()), choose, progress)
+
+
+def find_nearest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]:
+    """What `choose` finds in any suite of the mirror; those of the running release are looked at first.
+
+    Raises as `find_newest`.
+    """
+    return _find_in_rounds("nearest", nearest_first(system_distribution(), _series()), choose, progress)
+
+
+def _find_in_rounds(
+    name: str, rounds: Sequence[tuple[str, ...]], choose: Choose, progress: Progress
+) -> tuple[Apt, list[Package]]:
     system = system_distribution()
     entries = distribution_sources(system_view(), system)
-    offline: OfflineError | None = None
-    last: tuple[Apt, list[Package]] | None = None
-    for number, suites in enumerate(_rounds(system)):
-        apt = Apt(kernels_dir() / "apt" / f"round{number}", other_suites(entries, system, suites))
+    apt: Apt | None = None
+    failures: list[KernelError] = []
+    for number, suites in enumerate(filter(None, rounds)):
+        apt = Apt(kernels_dir() / "apt" / f"{name}{number}", other_suites(entries, system, suites))
         with locked("apt", progress, "fetching package lists"):
             try:
-                apt.update(progress, f"looking for kernel sources in {', '.join(suites)}")
-            except OfflineError as error:
-                offline = error
+                apt.update(progress, f"looking for kernels in {', '.join(suites)}")
+            except KernelError as error:
+                failures.append(error)
                 continue
-            except KernelError:
-                continue  # the mirror has none of these suites
             packages = choose(apt)
-        last = apt, packages
         if packages:
-            return last
-    if last is not None:
-        return last
-    raise offline or KernelError(
-        f"the package mirror has no further suites of {system.origin}",
-        "build from a tree of your own with: rootvisor kernel build mshv --source DIR",
-    )
+            return apt, packages
+    if failures:
+        raise failures[0]
+    assert apt is not None
+    return apt, []
 
 
 def distribution_sources(apt: Apt, system: Distribution) -> list[Source]:
@@ -94,9 +105,8 @@ def distribution_sources(apt: Apt, system: Distribution) -> list[Source]:
     return entries
 
 
-def _rounds(system: Distribution) -> Iterator[tuple[str, ...]]:
+def _series() -> list[str]:
     try:
-        series = ubuntu_series(_UBUNTU_TABLE.read_text()) if system.origin == "Ubuntu" else []
+        return ubuntu_series(_UBUNTU_TABLE.read_text())
     except OSError:
-        series = []
-    return (suites for suites in suite_rounds(system, series) if suites)
+        return []

@@ -140,25 +140,38 @@ def other_suites(sources: Iterable[Source], system: Distribution, suites: Sequen
     return list(derived.values())
 
 
-def suite_rounds(system: Distribution, series: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Suites to look through, newest kernels first; a later round counts only if the earlier ones gave nothing.
+def newest_first(system: Distribution, series: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Suites to look through for the newest kernel; a later round counts only if the earlier ones gave nothing.
 
     Debian: experimental and sid together hold the newest of everything, testing and stable never more. `series`
     are the codenames of Ubuntu's releases, oldest first.
     """
-    own = (system.codename,) if system.codename else ()
+    own = system.codename
     if system.origin == "Debian":
-        backports = tuple(f"{name}-backports" for name in (*own, "stable"))
-        return [("experimental", "sid"), ("testing", *backports, "stable", *own)]
-    newer = [name for name in series if not own or name not in own]
-    if own and own[0] in series:
-        newer = list(series[series.index(own[0]) + 1 :])
-    later = tuple(suite for name in reversed(newer) for suite in (name, f"{name}-updates"))
-    return [
-        ("devel",),
-        later,
-        tuple(f"{own[0]}{pocket}" for pocket in ("", "-updates", "-security")) if own else (),
-    ]
+        return [("experimental", "sid"), ("testing", *_debian_stable(own))]
+    return [("devel",), tuple(reversed(_ubuntu_later(own, series))), _ubuntu_own(own)]
+
+
+def nearest_first(system: Distribution, series: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Suites to look through for a kernel of the distribution's own, those of the running release first."""
+    own = system.codename
+    if system.origin == "Debian":
+        return [_debian_stable(own), ("testing", "sid")]
+    return [_ubuntu_own(own), _ubuntu_later(own, series), ("devel",)]
+
+
+def _debian_stable(codename: str) -> tuple[str, ...]:
+    own = (codename, f"{codename}-updates", f"{codename}-backports") if codename else ()
+    return (*own, "stable", "stable-backports")
+
+
+def _ubuntu_own(codename: str) -> tuple[str, ...]:
+    return tuple(f"{codename}{pocket}" for pocket in ("", "-updates", "-security")) if codename else ()
+
+
+def _ubuntu_later(codename: str, series: Sequence[str]) -> tuple[str, ...]:
+    later = series[series.index(codename) + 1 :] if codename in series else series
+    return tuple(suite for name in later for suite in (name, f"{name}-updates"))
 
 
 def ubuntu_series(table: str) -> list[str]:

@@ -91,7 +91,7 @@ def _fetch(progress: Progress, refresh: bool) -> Kernel:
     if not packages:
         raise KernelError(
             f"no kernel package >= {MIN_SERIES[0]}.{MIN_SERIES[1]} is offered here",
-            "enable the distribution's backports and run apt-get update, or give --kernel PATH",
+            "give a kernel of your own with --kernel PATH",
         )
     need_space(kernels_dir(), _NEEDED_BYTES, "the stock kernel")
     try:

@@ -141,7 +141,7 @@ def test_download_with_another_content_is_refused(fake_apt: FakeApt, content: Pa
 def test_download_offline(fake_apt: FakeApt, content: Path, tmp_path: Path) -> None:
     package = fake_apt.add("linux-source-7.3", "1", content)
     fake_apt.switch("offline")
-    with pytest.raises(OfflineError, match="cannot reach linux-source-7.3: Could not connect"):
+    with pytest.raises(OfflineError, match="cannot fetch linux-source-7.3: Could not connect"):
         Apt(tmp_path / "private", SOURCES).download(package, tmp_path, no_progress)
 
 

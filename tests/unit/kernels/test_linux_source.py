@@ -36,7 +36,7 @@ def test_unpack_leaves_out_what_no_build_reads(
     assert files == source_files().keys() - left_out
     assert (tree / "scripts" / "run.sh").stat().st_mode & 0o100
     assert stages.seen == [
-        "looking for kernel sources in experimental, sid",
+        "looking for kernels in experimental, sid",
         f"downloading linux-source-7.3 ({source_deb_mb(fake_apt)} MB)",
         "unpacking linux-source-7.3",
     ]
@@ -61,8 +61,10 @@ def test_newest_second_round_of_suites_when_the_first_has_none(
 ) -> None:
     with pytest.raises(KernelError, match=r"no linux-source >= 6\.15"):
         newest(stages)
-    assert stages.seen[0] == "looking for kernel sources in experimental, sid"
-    assert stages.seen[1].startswith("looking for kernel sources in testing, bookworm-backports")
+    assert stages.seen[0] == "looking for kernels in experimental, sid"
+    assert stages.seen[1].startswith(
+        "looking for kernels in testing, bookworm, bookworm-updates, bookworm-backports"
+    )
 
 
 def test_newest_offline(fake_apt: FakeApt) -> None:
@@ -73,7 +75,7 @@ def test_newest_offline(fake_apt: FakeApt) -> None:
 
 def test_newest_mirror_without_other_suites(fake_apt: FakeApt) -> None:
     fake_apt.switch("nosuites")
-    with pytest.raises(KernelError, match="no further suites of Debian"):
+    with pytest.raises(KernelError, match="does not have a Release file"):
         newest(no_progress)
 
 

@@ -9,11 +9,12 @@ from rootvisor.kernels.sources import (
     Distribution,
     Source,
     distribution,
+    nearest_first,
+    newest_first,
     other_suites,
     own_sources,
     parse_sources,
     read_sources,
-    suite_rounds,
     to_deb822,
     ubuntu_series,
 )
@@ -133,18 +134,33 @@ def test_other_suites_one_entry_per_mirror_without_the_security_one() -> None:
     )
 
 
-def test_suite_rounds_debian_newest_first() -> None:
-    first, second = suite_rounds(DEBIAN)
+def test_newest_first_debian() -> None:
+    first, second = newest_first(DEBIAN)
     assert first == ("experimental", "sid")
     assert second[0] == "testing"
     assert "bookworm-backports" in second
 
 
-def test_suite_rounds_ubuntu_devel_then_later_series_then_own() -> None:
-    rounds = suite_rounds(UBUNTU, ["jammy", "noble", "plucky", "questing"])
+def test_nearest_first_debian() -> None:
+    first, second = nearest_first(DEBIAN)
+    assert first[0] == "bookworm"
+    assert "bookworm-backports" in first
+    assert "sid" in second
+
+
+def test_newest_first_ubuntu_devel_then_later_series_then_own() -> None:
+    series = ["jammy", "noble", "plucky", "questing"]
+    rounds = newest_first(UBUNTU, series)
     assert rounds[0] == ("devel",)
-    assert rounds[1] == ("questing", "questing-updates", "plucky", "plucky-updates")
+    assert set(rounds[1]) == {"questing", "questing-updates", "plucky", "plucky-updates"}
     assert rounds[2] == ("noble", "noble-updates", "noble-security")
+    assert nearest_first(UBUNTU, series)[0] == rounds[2]
+
+
+def test_rounds_without_a_codename_are_not_empty_of_suites() -> None:
+    for system in (Distribution("Debian", ""), Distribution("Ubuntu", "")):
+        assert newest_first(system)[0]
+        assert all(suite.strip("-") for suites in nearest_first(system) for suite in suites)
 
 
 def test_ubuntu_series_reads_the_table() -> None:

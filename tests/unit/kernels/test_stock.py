@@ -88,13 +88,13 @@ def test_ensure_nothing_new_enough_is_an_error_with_a_mend(fake_apt: FakeApt, tm
     fake_apt.add(
         "linux-image-6.1.0-50-cloud-amd64", "6.1.176-1", kernel_deb(tmp_path, "6.1.0-50-cloud-amd64")
     )
-    with pytest.raises(KernelError, match=r"no kernel package >= 6\.12 .* backports"):
+    with pytest.raises(KernelError, match=r"no kernel package >= 6\.12 .* --kernel PATH"):
         ensure("stock")
 
 
 def test_ensure_offline_with_nothing_cached(fake_apt: FakeApt, cache: Path) -> None:
     fake_apt.switch("offline")
-    with pytest.raises(OfflineError, match="cannot reach the package mirror"):
+    with pytest.raises(OfflineError, match="cannot fetch the package lists"):
         ensure("stock")
     assert not list(cache.glob("stock*"))
 
