@@ -14,7 +14,7 @@ import click
 from rootvisor.cli import options as types
 from rootvisor.cli.description import RunOptions
 from rootvisor.cli.errors import OWN_FAILURE, UserError
-from rootvisor.cli.evidence import SCRIPT, Finding, Sections, findings, parse_sections
+from rootvisor.cli.evidence import SCRIPT, Finding, findings, parse_sections
 from rootvisor.cli.help import DocumentedCommand, debug_option, json_option, option
 from rootvisor.cli.output import Progress, mark, print_json, say, table
 from rootvisor.cli.run_folder import run_folder
@@ -33,6 +33,7 @@ _STATUSES = (
 )
 _MISSING_EVIDENCE = 1
 _TIMEOUT_S = 300.0
+_MOST_FREQUENT = 4
 
 _NEXT = (
     ("a shell in the root partition, on this machine's files", "rootvisor run"),
@@ -153,9 +154,9 @@ def show(result: dict[str, Any], found: list[Finding]) -> None:
         for line in finding.lines:
             click.echo(f"    {click.style(line, dim=True)}")
     click.echo()
-    click.echo(table(_numbers(result)))
-    click.echo(f"engine     {engine['name']} ({engine['reason']})")
-    _show_uname(result["sections"])
+    rows = [*_numbers(result), ("engine", f"{engine['name']} ({engine['reason']})")]
+    rows += [("uname -a", line) for line in result["sections"].get("uname", [])[:1]]
+    click.echo(table(rows))
     missing = sum(not finding.ok for finding in found)
     click.echo()
     if missing:
@@ -164,12 +165,6 @@ def show(result: dict[str, Any], found: list[Finding]) -> None:
         return
     click.echo("Next:")
     click.echo(table([(f"  {command}", f"# {purpose}") for purpose, command in _NEXT]))
-
-
-def _show_uname(sections: Sections) -> None:
-    uname = sections.get("uname")
-    if uname:
-        click.echo(f"uname -a   {uname[0]}")
 
 
 def _numbers(result: dict[str, Any]) -> list[tuple[str, str]]:
