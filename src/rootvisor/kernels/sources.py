@@ -148,7 +148,7 @@ def newest_first(system: Distribution, series: Sequence[str] = ()) -> list[tuple
     """
     own = system.codename
     if system.origin == "Debian":
-        return [("experimental", "sid"), ("testing", *_debian_stable(own))]
+        return [("experimental", "sid"), ("testing", *_debian_own(own), "stable", "stable-backports")]
     return [("devel",), tuple(reversed(_ubuntu_later(own, series))), _ubuntu_own(own)]
 
 
@@ -156,13 +156,12 @@ def nearest_first(system: Distribution, series: Sequence[str] = ()) -> list[tupl
     """Suites to look through for a kernel of the distribution's own, those of the running release first."""
     own = system.codename
     if system.origin == "Debian":
-        return [_debian_stable(own), ("testing", "sid")]
+        return [_debian_own(own), ("stable",), ("stable-backports",), ("testing", "sid")]
     return [_ubuntu_own(own), _ubuntu_later(own, series), ("devel",)]
 
 
-def _debian_stable(codename: str) -> tuple[str, ...]:
-    own = (codename, f"{codename}-updates", f"{codename}-backports") if codename else ()
-    return (*own, "stable", "stable-backports")
+def _debian_own(codename: str) -> tuple[str, ...]:
+    return (codename, f"{codename}-updates", f"{codename}-backports") if codename else ()
 
 
 def _ubuntu_own(codename: str) -> tuple[str, ...]:

@@ -142,10 +142,10 @@ def test_newest_first_debian() -> None:
 
 
 def test_nearest_first_debian() -> None:
-    first, second = nearest_first(DEBIAN)
-    assert first[0] == "bookworm"
-    assert "bookworm-backports" in first
-    assert "sid" in second
+    rounds = nearest_first(DEBIAN)
+    assert rounds[0] == ("bookworm", "bookworm-updates", "bookworm-backports")
+    assert rounds[1] == ("stable",)
+    assert "sid" in rounds[-1]
 
 
 def test_newest_first_ubuntu_devel_then_later_series_then_own() -> None:
