@@ -7,6 +7,7 @@ The table is the one in docs/develop/architecture.md: change both.
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -198,6 +199,19 @@ def test_imports_respect_layers(name: str) -> None:
 def test_boot_path_imports_nothing_slow() -> None:
     errors = sorted(set(slow_import_errors({name: load(name, path) for name, path in modules().items()})))
     assert not errors, "\n".join(errors)
+
+
+def test_boot_path_loads_nothing_slow() -> None:
+    """The same with the interpreter's own eyes: what the standard library pulls in counts too."""
+    program = "import sys, rootvisor.machine.main; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {program}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert "rootvisor.machine.main" in loaded
+    assert not SLOW_MODULES & set(loaded)
 
 
 def test_table_names_only_known_packages() -> None:
