@@ -59,7 +59,7 @@ def read_module(path: str) -> bytes:
         return without_btf(without_signature(_unpacked(path, data)))
     except OSError as error:
         raise ApplianceError(f"{path}: {error.strerror}; install the kernel package anew") from error
-    except (lzma.LZMAError, zlib.error, struct.error, ValueError) as error:
+    except (lzma.LZMAError, zlib.error, struct.error, ValueError, OverflowError) as error:
         raise ApplianceError(f"{path}: damaged module ({error}); install the kernel package anew") from error
 
 

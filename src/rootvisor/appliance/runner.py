@@ -21,6 +21,7 @@ def run(request: Request) -> int:
     Raises :class:`ApplianceError` with one line when the appliance cannot start, or died.
     """
     request.validate()
+    _open_standard_descriptors()
     tools = require_tools()
     kernel = request.kernel or _stock_kernel()
     for path in (kernel.image, kernel.modules):
@@ -48,6 +49,15 @@ def run(request: Request) -> int:
 def check() -> list[Problem]:
     """What keeps the appliance from running on this machine: nothing, when the list is empty."""
     return find_tools()[1]
+
+
+def _open_standard_descriptors() -> None:
+    """Where the caller closed one of 0, 1 and 2, a socket of ours would take its number and its data."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
 def _obituary(outcome: Died) -> str:

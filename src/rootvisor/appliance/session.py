@@ -262,6 +262,10 @@ class Session:
         elif event == "virtiofsd":
             self._qemu_text.feed(data)
             if not data and self._status is None and self._stopped is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it ends when QEMU does, which says why
+                    self._qemu.wait(1.0)
+                    self._qemu_text.feed(self._last_words())
+                    return self._on_qemu_end()
                 return self._died("virtiofsd ended; is this folder readable, and is memory left?")
         return None
 
@@ -305,6 +309,13 @@ class Session:
                 self._status = int(rest) & 0xFF
                 if self._reader_lost and self._status == 128 + signal.SIGTERM:
                     self._status = 128 + signal.SIGPIPE
+
+    def _last_words(self) -> bytes:
+        """What the ended QEMU has written to its pipe and nobody has read yet."""
+        for key in self._selector.get_map().values():
+            if key.data == "qemu" and isinstance(key.fileobj, int):
+                return os.read(key.fileobj, 1 << 16)
+        return b""
 
     def _on_qemu_end(self) -> Ended | Died:
         status = self._qemu.wait()

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The appliance as its users see it: a command that runs other commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rootvisor import kernels
+from rootvisor.appliance import check
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+TIMEOUT_S = 120
+TOKEN = "ROOTVISOR_TEST_TOKEN"
+
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.skipif(
+        bool(check()), reason=f"the appliance cannot run here: {[str(one) for one in check()]}"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> kernels.Kernel:
+    return kernels.ensure("stock")
+
+
+class Outer:
+    """Starts outer commands that carry a token, by which what they leave behind is found."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def start(self, *words: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rootvisor.appliance", *options, "--", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(SOURCE), TOKEN: self.token},
+        )
+
+    def leftovers(self) -> list[str]:
+        """Command lines of the processes that carry the token."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{TOKEN}={self.token}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue  # it has just ended
+        return found
+
+
+@pytest.fixture
+def outer(kernel: kernels.Kernel, tmp_path: Path) -> Outer:
+    return Outer(str(tmp_path))
+
+
+def files_of_ours() -> set[str]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
+    return {
+        entry
+        for folder in ("/tmp", "/dev/shm", runtime)
+        for entry in os.listdir(folder)
+        if "rootvisor" in entry
+    }
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_run_streams_status_and_folders_are_the_callers(outer: Outer, tmp_path: Path) -> None:
+    """100 MB come back unharmed, standard error stays apart, the status is the command's."""
+    shared = tmp_path / "shared folder"
+    shared.mkdir()
+    script = (
+        'read -r line; echo "$line" | tr a-z A-Z >&2; cat; '
+        'cd "$1" && { [ -c /dev/kvm ] && nproc && pwd && cat /sys/kernel/mm/transparent_hugepage/shmem_enabled; } '
+        ">inside; mount -o remount,rw / ; ! touch /usr/test-of-rootvisor || [ ! -e /rootvisor/lower ] || exit 1; exit 7"
+    )
+    process = outer.start("sh", "-c", script, "sh", str(shared), options=["--writable", str(shared)])
+    data = os.urandom(100_000_000)
+    output, errors = process.communicate(b"hello\n" + data, timeout=TIMEOUT_S)
+    assert errors.startswith(b"HELLO\n")
+    assert process.returncode == 7
+    assert output == data
+    inside = (shared / "inside").read_text().splitlines()
+    assert inside == ["2", str(shared), "always within_size [advise] never deny force"]
+    assert not os.path.exists("/usr/test-of-rootvisor")
+    assert outer.leftovers() == []
+
+
+def test_run_interrupt_reaches_the_command(outer: Outer) -> None:
+    process = outer.start(
+        "sh", "-c", "trap 'echo interrupted; exit 9' INT; echo up; while :; do sleep 0.1; done"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=TIMEOUT_S)[0] == b"interrupted\n"
+    assert process.returncode == 9
+    assert outer.leftovers() == []
+
+
+def test_run_killed_leaves_nothing(outer: Outer) -> None:
+    before = files_of_ours()
+    process = outer.start("sh", "-c", "echo up; cat")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert any("qemu" in line for line in outer.leftovers())
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    assert wait_until(lambda: not outer.leftovers(), 5), outer.leftovers()
+    assert files_of_ours() <= before
+
+
+def test_run_interrupt_while_starting_ends_at_once(outer: Outer) -> None:
+    process = outer.start("true")
+    assert wait_until(lambda: any("qemu" in line for line in outer.leftovers()), 20)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert outer.leftovers() == []
+
+
+def test_run_dead_kernel_is_tried_again_then_explained(outer: Outer) -> None:
+    process = outer.start("true", options=["--append", "rdinit=/nothing init=/nothing root=/nothing"])
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    lines = errors.decode().splitlines()
+    assert process.returncode == 125
+    assert [line for line in lines if "; try " in line] == lines[:2]
+    assert len(lines) == 3
+    assert "Kernel panic" in lines[2]
+    assert outer.leftovers() == []
+
+
+def test_run_stalled_machine_counts_as_dead(outer: Outer) -> None:
+    process = outer.start("true", options=["--ready-timeout", "0.5", "--qemu-arg=-S"])
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 125
+    assert errors.decode().count("no sign of life for 0.5 s") == 3
+    assert outer.leftovers() == []
+
+
+def test_run_truncated_kernel_is_one_line(outer: Outer, kernel: kernels.Kernel, tmp_path: Path) -> None:
+    image = kernel.vmlinux or kernel.image
+    broken = tmp_path / "broken"
+    broken.write_bytes(image.read_bytes()[:3_000_000])
+    process = outer.start("true", options=["--kernel", str(broken), "--modules", str(kernel.modules)])
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 125
+    assert len(errors.decode().splitlines()) == 1
+    assert outer.leftovers() == []
+
+
+def test_run_timeout_ends_everything(outer: Outer) -> None:
+    process = outer.start("sleep", "1000", options=["--timeout", "1"])
+    process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 124
+    assert outer.leftovers() == []

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import socket
+
+from rootvisor.appliance.qmp import Qmp, Shutdown
+
+
+def test_received_shutdown_event_gives_reason() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        qmp = Qmp(ours)
+        assert b"qmp_capabilities" in theirs.recv(1000)
+        assert qmp.received(b'{"QMP": {}}\n{"event": "SHUTDOWN", "data": {"guest": true, "rea') == []
+        assert qmp.received(b'son": "guest-reset"}}\n') == [Shutdown("guest-reset")]
+
+
+def test_idle_only_when_all_is_answered() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        qmp = Qmp(ours)
+        qmp.sync()
+        qmp.received(b'{"return": {}}\n')
+        assert not qmp.idle
+        qmp.received(b'{"return": {}}\nnot json\n')
+        assert qmp.idle
+
+
+def test_sync_gone_qemu_is_silent() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        Qmp(ours).sync()
