@@ -37,24 +37,32 @@ class Consoles:
         self._own: list[int] = []
         self.control_read = self.control_write = self.log = self._log_write = -1
 
-    def device(self) -> Console:
-        """The console device of the run."""
+    def devices(self) -> list[Console]:
+        """The console devices of the run; the first one has the terminal, if there is one.
+
+        A terminal's console is alone on its device: its size then travels in configuration space, where all kernels
+        agree on the order of the fields (see :class:`Console`).
+        """
         size = terminal_size() if self._tty else None
         if not self.agent:
-            return Console([Port("console", 0, 1, True)], size)
+            return [Console([Port("console", 0, 1, True)], size)]
         self.control_read, control_out = self._pipe()
         control_in, self.control_write = self._pipe()
         control = Port("rootvisor.control", control_in, control_out)
         if self._tty:
-            return Console([Port("console", 0, 1, True), control], size)
+            return [Console([Port("console", 0, 1, True)], size), Console([control], name="control")]
         ports = [
             Port("console", None, self.log_pipe(), True),
             Port("rootvisor.stdin", 0, None),
-            Port("rootvisor.stdout", None, 1),
+            Port("rootvisor.stdout", None, 1, on_output_lost=self._output_lost),
             Port("rootvisor.stderr", None, 2),
             control,
         ]
-        return Console(ports, size)
+        return [Console(ports)]
+
+    def _output_lost(self) -> None:
+        """Nobody reads standard output any more: the command is told as a pipe would tell it."""
+        self.tell_agent("lost stdout")
 
     def log_pipe(self) -> int:
         """The write end of the log, for the serial port and for a console that nobody sits at."""

@@ -11,26 +11,30 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..virtio.console import Console
+    from ..virtio.device import VirtioDevice
     from .computer import Computer
     from .console_wiring import Consoles
 
-ROOTFS_TAG = "rootfs"
+ROOTFS_TAG = "root"
 
 
 class Devices:
     """Everything plugged into the computer; :meth:`close` stops the threads and servers behind it."""
 
-    __slots__ = ("_functions", "_servers", "console")
+    __slots__ = ("_functions", "_partition", "_servers", "console")
 
     def __init__(self, computer: Computer, description: dict[str, Any], consoles: Consoles) -> None:
         self._functions: list[VirtioPciFunction] = []
         self._servers: list[FileServer] = []
+        self._partition = computer.partition
         self.console: Console | None = None
         wanted = description["devices"]
         try:
             if "console" in wanted:
-                self.console = consoles.device()
-                self._add(computer, self.console)
+                boards = consoles.devices()
+                self.console = boards[0]
+                for board in boards:
+                    self._add(computer, board)
             if "rng" in wanted:
                 from ..virtio.rng import Rng
 
@@ -40,7 +44,9 @@ class Devices:
 
                 server = FileServer(description["rootfs_path"], description.get("file_server"))
                 self._servers.append(server)
-                self._add(computer, Fs(server.connection, ROOTFS_TAG))
+                shares = Fs(server.connection, ROOTFS_TAG)
+                self._add(computer, shares)
+                shares.on_failure = self._file_server_lost
             if "disk" in wanted:
                 for disk in description.get("disks", ()):
                     from ..virtio.block import Block
@@ -51,10 +57,20 @@ class Devices:
             self.close()
             raise
 
-    def _add(self, computer: Computer, device: Any) -> None:
+    def _add(self, computer: Computer, device: VirtioDevice) -> None:
+        device.on_failure = self._failed
         function = VirtioPciFunction(device, computer.platform)
         computer.add_function(function)
         self._functions.append(function)
+
+    def _failed(self, reason: str) -> None:
+        """A driver broke its rings: the device waits for a reset, the partition goes on."""
+        if self._partition.trace is not None:
+            self._partition.trace.event("device-failed", reason)
+
+    def _file_server_lost(self, reason: str) -> None:
+        """Without its root file system the partition would hang for ever."""
+        self._partition.end("host-error", f"the root file system is gone: {reason}")
 
     def close(self) -> None:
         """Devices first, then the servers they talk to."""

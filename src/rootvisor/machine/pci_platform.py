@@ -7,6 +7,7 @@ import os
 from _thread import allocate_lock
 
 from ..hypervisor.interrupt_remapping import message_index
+from ..kvm.errors import KvmError
 from ..tlfs.hypercalls import DEVICE_TYPE_PCI
 
 TYPE_CHECKING = False
@@ -128,8 +129,11 @@ class PartitionPlatform:
         return _FIRST_ROUTE + len(self._routed) - 1
 
     def add_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
-        """Guest writes to ``gpa`` signal ``fd``."""
-        self.partition.vm.ioeventfd(gpa, size, fd, datamatch)
+        """Guest writes to ``gpa`` signal ``fd``. OSError when KVM takes no more of them: the writes then exit."""
+        try:
+            self.partition.vm.ioeventfd(gpa, size, fd, datamatch)
+        except KvmError as error:
+            raise OSError(str(error)) from error
 
     def remove_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
         """Undoes :meth:`add_ioeventfd`."""
