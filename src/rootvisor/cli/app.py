@@ -17,6 +17,9 @@ import rootvisor
 from rootvisor.cli.errors import INTERRUPTED, OWN_FAILURE, USAGE, UserError, error_chain
 from rootvisor.cli.help import DocumentedGroup
 
+_COMPLETE = "_ROOTVISOR_COMPLETE"
+"""Variable with which a shell asks for completions (click's convention)."""
+
 _COMMANDS = {
     "run": "rootvisor.cli.run:run",
     "demo": "rootvisor.cli.demo:demo",
@@ -72,6 +75,11 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `rootvisor` command: run it and leave with its exit status."""
+    instruction = os.environ.get(_COMPLETE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, "rootvisor", _COMPLETE, instruction))
     sys.exit(run(arguments))
 
 
@@ -89,9 +97,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return _flushed(stop.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else error.message)
-        return USAGE
     except click.UsageError as error:
         return _usage(error)
     except click.ClickException as error:
@@ -111,7 +116,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage(error: click.UsageError) -> int:
-    """One line for a wrong command line, with the help that explains it."""
+    """One line for a wrong command line, with the help that explains it; the help itself for a bare group."""
+    if type(error).__name__ == "NoArgsIsHelpError" and error.ctx is not None:  # from click 8.2 on
+        click.echo(error.ctx.get_help(), err=True)
+        return USAGE
     name = error.ctx.command_path if error.ctx is not None else "rootvisor"
     text = " ".join(error.format_message().split()).rstrip(".")
     return _complain(f"{text}; see: {name} --help", USAGE)

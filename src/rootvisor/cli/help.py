@@ -13,12 +13,20 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _OTHER = "Other"
 
 
+class NamedType:
+    """A parameter type whose name is shown in help as it is written, and not in capitals."""
+
+    name: str
+
+
 class GroupedOption(click.Option):
     """An option that belongs to a named group of its command's help."""
 
     def __init__(self, *args: Any, group: str = _OTHER, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+        if self.metavar is None and isinstance(self.type, NamedType):
+            self.metavar = self.type.name
 
 
 class DocumentedCommand(click.Command):

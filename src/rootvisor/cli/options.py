@@ -6,15 +6,22 @@ helps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from rootvisor.cli import values
+from rootvisor.cli.help import NamedType
+
+if TYPE_CHECKING:
+    _AnyType = click.ParamType[Any]
+    _TextType = click.ParamType[str]
+else:  # generic only in newer releases of click
+    _AnyType = _TextType = click.ParamType
 
 
-class ValueType(click.ParamType[Any]):
+class ValueType(NamedType, _AnyType):
     """A parameter whose text goes through one function of `values`; `ValueError` becomes a usage error."""
 
     def __init__(self, name: str, parse: Callable[[str], object], completions: tuple[str, ...] = ()) -> None:
@@ -38,7 +45,7 @@ class ValueType(click.ParamType[Any]):
         return [CompletionItem(text) for text in self._completions if text.startswith(incomplete)]
 
 
-class NameOrPath(click.ParamType[str]):
+class NameOrPath(NamedType, _TextType):
     """One of a few names, or a path; completion offers the names first, then files (or folders)."""
 
     def __init__(self, names: tuple[str, ...], metavar: str, kind: str = "file") -> None:

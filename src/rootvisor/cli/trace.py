@@ -106,8 +106,25 @@ def _show(summary: dict[str, Any]) -> None:
     if summary["intercepts"]:
         click.echo("\n" + table(list(summary["intercepts"].items()), ("intercept", "count"), frozenset({1})))
     if summary["events"]:
-        events = [(format_ns(event["t"]), event["name"], event["detail"]) for event in summary["events"]]
-        click.echo("\n" + table(events, ("at", "event", ""), frozenset({0})))
+        click.echo(
+            "\n"
+            + table(_events(summary["events"]), ("event", "count", "first at", "last"), frozenset({1, 2}))
+        )
+
+
+def _events(events: list[dict[str, Any]]) -> list[tuple[str, int, str, str]]:
+    """One row for each kind of event: how often, when first, and what the last one said."""
+    rows: dict[str, tuple[str, int, str, str]] = {}
+    for event in events:
+        name, detail = event["name"], event["detail"].partition("\n")[0][:80]
+        known = rows.get(name)
+        rows[name] = (
+            name,
+            known[1] + 1 if known else 1,
+            known[2] if known else format_ns(event["t"]),
+            detail,
+        )
+    return list(rows.values())
 
 
 def _refuse_other_files(file: str, good: int, malformed: int) -> None:

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the pages of this folder that come from the code: cli.md, exit-statuses.md, hypercalls.md.
+
+python docs/reference/generate.py            write them
+python docs/reference/generate.py --check    only say which are out of date (exit status 1)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+FOLDER = Path(__file__).resolve().parent
+SOURCE = FOLDER.parents[1] / "src"
+WIDTH = 100
+
+sys.path.insert(0, str(SOURCE))
+
+from rootvisor.cli.app import cli  # noqa: E402
+from rootvisor.cli.errors import EXIT_STATUSES  # noqa: E402
+from rootvisor.hypervisor import calls  # noqa: E402
+from rootvisor.hypervisor.hypercall_table import REP, TABLE, VARIABLE  # noqa: E402
+from rootvisor.tlfs import hypercalls, privileges  # noqa: E402
+
+NOTE = "<!-- Made by docs/reference/generate.py; change the code, then run it. -->\n"
+CLICK = f"<!-- Laid out by click {'.'.join(version('click').split('.')[:2])}. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """File name to content."""
+    return {
+        "cli.md": cli_page(),
+        "exit-statuses.md": exit_statuses_page(),
+        "hypercalls.md": hypercalls_page(),
+    }
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    parts = [NOTE + CLICK, "# Command line\n"]
+    for path, command, context in _commands(
+        cli, click.Context(cli, info_name="rootvisor", **cli.context_settings)
+    ):
+        parts.append(f"## `{path}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def _commands(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[str, click.Command, click.Context]]:
+    context.terminal_width = WIDTH
+    yield context.command_path, command, context
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None:
+                settings = {
+                    key: value for key, value in child.context_settings.items() if key == "help_option_names"
+                }
+                yield from _commands(child, click.Context(child, parent=context, info_name=name, **settings))
+
+
+def exit_statuses_page() -> str:
+    """What `rootvisor run` ends with."""
+    rows = "\n".join(f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES)
+    return f"{NOTE}\n# Exit statuses of `rootvisor run`\n\n| status | meaning |\n|---|---|\n{rows}\n"
+
+
+def hypercalls_page() -> str:
+    """The calls that are carried out."""
+    calls.load()
+    names = {
+        value: name
+        for name, value in vars(privileges).items()
+        if isinstance(value, int) and name.isupper() and not name.startswith("FEATURE_")
+    }
+    rows = []
+    for code, call in sorted(TABLE.calls.items()):
+        kind = {REP: "rep", VARIABLE: "variable header"}.get(call.kind, "simple")
+        purpose = (call.handler.__doc__ or "").strip().split("\n\n")[0]
+        purpose = " ".join(purpose.split())
+        privilege = names.get(call.privilege, "-") if call.privilege else "-"
+        name = hypercalls.call_name(code)
+        rows.append(f"| `{code:#06x}` | {name} | {kind} | {call.size} | {privilege} | {purpose} |")
+    head = "| code | call | form | input bytes | privilege | what it does |\n|---|---|---|---|---|---|\n"
+    note = (
+        "Every other code is answered with HV_STATUS_INVALID_HYPERCALL_CODE. Input bytes are those of the fixed part; "
+        "elements or a variable header follow.\n"
+    )
+    return f"{NOTE}\n# Hypercalls\n\n{note}\n{head}" + "\n".join(rows) + "\n"
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    stale = [name for name, text in pages().items() if _read(FOLDER / name) != text]
+    if "--check" in sys.argv[1:] and CLICK not in _read(FOLDER / "cli.md"):
+        stale = [name for name in stale if name != "cli.md"]  # another click lays help out in another way
+    if "--check" in sys.argv[1:]:
+        for name in stale:
+            print(
+                f"docs/reference/{name} is out of date; run: python docs/reference/generate.py",
+                file=sys.stderr,
+            )
+        return 1 if stale else 0
+    for name in stale:
+        (FOLDER / name).write_text(pages()[name], encoding="utf-8")
+        print(f"wrote docs/reference/{name}")
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
