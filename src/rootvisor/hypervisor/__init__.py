@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Microsoft hypervisor's interface on KVM: partitions, VPs, hypercalls, synthetic MSRs, SynIC, interrupt remapping."""
+"""The Microsoft hypervisor's interface on KVM: partitions, VPs, hypercalls, synthetic MSRs, SynIC, remapping."""

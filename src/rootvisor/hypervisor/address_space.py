@@ -123,7 +123,7 @@ class GuestMemory:
         """A writable view; :class:`AddressError` unless the range lies wholly inside one region."""
         for region in self.regions:
             offset = gpa - region.gpa
-            if 0 <= offset and offset + length <= region.size:
+            if offset >= 0 and offset + length <= region.size:
                 return region.view[offset : offset + length]
         raise AddressError(f"no memory at {gpa:#x} + {length:#x}")
 

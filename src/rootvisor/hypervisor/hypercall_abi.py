@@ -118,9 +118,7 @@ def execute(vp: VirtualProcessor) -> None:
     u64[_DIRTY] = u64[_DIRTY] | abi.SYNC_REGS
 
 
-def _dispatch(
-    vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool
-) -> int:
+def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool) -> int:
     """Checks and runs one call; returns repetitions done (0 for a call without)."""
     partition = vp.partition
     call = TABLE.calls.get(code)

@@ -23,7 +23,17 @@ REP = 2
 class Hypercall:
     """One entry of the table. Sizes in bytes; ``element``/``output_element`` are per repetition."""
 
-    __slots__ = ("code", "element", "handler", "kind", "output", "output_element", "privilege", "size", "unpack")
+    __slots__ = (
+        "code",
+        "element",
+        "handler",
+        "kind",
+        "output",
+        "output_element",
+        "privilege",
+        "size",
+        "unpack",
+    )
 
     def __init__(
         self,

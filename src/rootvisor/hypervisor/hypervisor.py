@@ -34,7 +34,16 @@ class Version:
 class Hypervisor:
     """``scheduler`` is hypercalls.SCHEDULER_HYPERVISOR or SCHEDULER_ROOT."""
 
-    __slots__ = ("kvm", "logical_processors", "max_lps", "max_vps", "partitions", "scheduler", "sleep_state", "version")
+    __slots__ = (
+        "kvm",
+        "logical_processors",
+        "max_lps",
+        "max_vps",
+        "partitions",
+        "scheduler",
+        "sleep_state",
+        "version",
+    )
 
     def __init__(self, kvm: Kvm, scheduler: int = hypercalls.SCHEDULER_HYPERVISOR) -> None:
         calls.load()

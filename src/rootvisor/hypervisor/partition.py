@@ -57,8 +57,8 @@ class Partition:
     __slots__ = (
         "_end_lock", "apic_hz", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
         "ended_fd", "features", "guest_os_id", "hypercall_page", "hypervisor", "id", "interrupts", "memory", "mmio",
-        "owned_pages", "ports", "privileges", "recommendations", "reference_time", "statistics", "trace", "tsc_invariant",
-        "tsc_page", "vm", "vps",
+        "owned_pages", "ports", "privileges", "recommendations", "reference_time", "statistics", "trace",
+        "tsc_invariant", "tsc_page", "vm", "vps",
     )  # fmt: skip
 
     def __init__(

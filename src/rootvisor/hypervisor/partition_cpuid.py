@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 #: Leaf 1 ECX: FMA, XSAVE, OSXSAVE, AVX, F16C.
 _XSAVE_1_ECX = 1 << 12 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29
 #: Leaf 7.0 EBX: AVX2, MPX, AVX512*, SHA is independent of XSAVE.
-_XSAVE_7_EBX = 1 << 5 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31
+_XSAVE_7_EBX = (
+    1 << 5 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31
+)
 #: Leaf 7.0 ECX: AVX512VBMI, PKU, OSPKE, VBMI2, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ.
 _XSAVE_7_ECX = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14
 #: Leaf 7.0 EDX: AVX512_4VNNIW, 4FMAPS, VP2INTERSECT, AMX, AVX512_FP16.
@@ -57,9 +59,7 @@ def partition_cpuid(
                 edx &= ~_XSAVE_7_EDX
         elif leaf == 7 and not xsave:
             eax = ebx = ecx = edx = 0
-        elif leaf == 0xD and not xsave:
-            continue
-        elif leaf in (0x1D, 0x1E, 0x24) and not xsave:
+        elif (leaf == 0xD and not xsave) or (leaf in (0x1D, 0x1E, 0x24) and not xsave):
             continue
         elif leaf == 0x80000001:
             ecx &= ~(_SVM | _TOPOEXT | _PERFCTR)

@@ -71,10 +71,10 @@ class Synic:
         page = self.simp.view
         base = sint * messages.MESSAGE_SLOT_SIZE
         queue = self._queues[sint]
-        if page[base : base + 4] != b"\0\0\0\0":
+        if any(page[base : base + 4]):
             page[base + messages.MESSAGE_FLAGS_OFFSET] |= messages.MESSAGE_FLAG_PENDING
             # The guest may have freed the slot before it saw the flag; then nobody would write EOM.
-            if page[base : base + 4] != b"\0\0\0\0":
+            if any(page[base : base + 4]):
                 return
         message = queue.pop(0)
         page[base + 4 : base + len(message)] = message[4:]

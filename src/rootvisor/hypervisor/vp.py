@@ -32,8 +32,24 @@ class VirtualProcessor:
     """
 
     __slots__ = (
-        "_msrs", "apic_id", "assist_page", "call_input", "created", "cpu_clock", "deadline", "exits", "hypercalls",
-        "index", "interrupts", "lp_index", "partition", "finished", "stopping", "synic", "trace", "vcpu",
+        "_msrs",
+        "apic_id",
+        "assist_page",
+        "call_input",
+        "cpu_clock",
+        "created",
+        "deadline",
+        "exits",
+        "finished",
+        "hypercalls",
+        "index",
+        "interrupts",
+        "lp_index",
+        "partition",
+        "stopping",
+        "synic",
+        "trace",
+        "vcpu",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, index: int, vcpu: Vcpu) -> None:
@@ -91,6 +107,9 @@ class VirtualProcessor:
         mmio = self.partition.mmio
         execute = hypercall_abi.execute
         hypercall_port = hypercall_abi.PORT
+        coalesced = self.partition.vm.coalesced
+        # The ring's heads as indices of u32; without a ring two words of padding, which are never unequal.
+        ring = (coalesced.offset or abi.RUN_UNION + 248) // 4
         while True:
             try:
                 ioctl(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
@@ -107,6 +126,8 @@ class VirtualProcessor:
                 raise self._run_failed(error) from error
             reason = u32[2]
             exits[reason] += 1
+            if u32[ring] != u32[ring + 1]:  # writes that did not exit come first
+                coalesced.drain(ports.write, mmio.write)
             if reason == 2:  # EXIT_IO: direction u8, size u8, port u16, count u32, data offset u64
                 port = u16[17]
                 size = u8[33]
@@ -209,7 +230,9 @@ class VirtualProcessor:
             name += f" (suberror {u32[8]})"
         elif reason == abi.EXIT_FAIL_ENTRY:
             name += f" (hardware reason {self.vcpu.u64[4]:#x})"
-        raise HypervisorError(f"KVM stopped VP {self.index} with exit {name}, {self._where()}; see `rootvisor doctor`")
+        raise HypervisorError(
+            f"KVM stopped VP {self.index} with exit {name}, {self._where()}; see `rootvisor doctor`"
+        )
 
     def stop(self) -> None:
         """Asks the thread to end; join by acquiring ``finished``."""

@@ -21,6 +21,8 @@ KVM_IRQ_LINE = 0x4008AE61
 KVM_GET_IRQCHIP = 0xC208AE62
 KVM_SET_IRQCHIP = 0x8208AE63
 KVM_SET_GSI_ROUTING = 0x4008AE6A
+KVM_REGISTER_COALESCED_MMIO = 0x4010AE67
+KVM_UNREGISTER_COALESCED_MMIO = 0x4010AE68
 KVM_IRQFD = 0x4020AE76
 KVM_CREATE_PIT2 = 0x4040AE77
 KVM_IOEVENTFD = 0x4040AE79
@@ -50,13 +52,16 @@ KVM_GET_XCRS = 0x8188AEA6
 
 #: Names for error messages; the number is what an OSError handler has at hand.
 IOCTL_NAMES = {
-    value: name for name, value in list(globals().items()) if name.startswith("KVM_") and isinstance(value, int)
+    value: name
+    for name, value in list(globals().items())
+    if name.startswith("KVM_") and isinstance(value, int)
 }
 
 # --- capabilities -------------------------------------------------------------------------------------------------
 CAP_IRQCHIP = 0
 CAP_USER_MEMORY = 3
 CAP_NR_VCPUS = 9
+CAP_COALESCED_MMIO = 15
 CAP_IRQFD = 32
 CAP_PIT2 = 33
 CAP_IOEVENTFD = 36
@@ -66,6 +71,7 @@ CAP_SYNC_REGS = 74
 CAP_SIGNAL_MSI = 77
 CAP_READONLY_MEM = 81
 CAP_IMMEDIATE_EXIT = 136
+CAP_COALESCED_PIO = 162
 CAP_X86_USER_SPACE_MSR = 188
 CAP_X86_MSR_FILTER = 189
 
@@ -86,9 +92,7 @@ EXIT_IOAPIC_EOI = 26
 EXIT_X86_RDMSR = 29
 EXIT_X86_WRMSR = 30
 EXIT_MEMORY_FAULT = 39
-EXIT_NAMES = {
-    value: name[5:].lower() for name, value in list(globals().items()) if name.startswith("EXIT_")
-}
+EXIT_NAMES = {value: name[5:].lower() for name, value in list(globals().items()) if name.startswith("EXIT_")}
 
 # --- struct kvm_run -----------------------------------------------------------------------------------------------
 RUN_IMMEDIATE_EXIT = 1

@@ -10,10 +10,16 @@ from .abi import IOCTL_NAMES
 
 _MENDS = {
     ("open", errno.ENOENT): "load the module (modprobe kvm_amd or kvm_intel) or use --engine appliance",
-    ("open", errno.EACCES): "join the kvm group (usermod -aG kvm $USER, then log in again) or use --engine appliance",
+    (
+        "open",
+        errno.EACCES,
+    ): "join the kvm group (usermod -aG kvm $USER, then log in again) or use --engine appliance",
     ("open", errno.EPERM): "join the kvm group or use --engine appliance",
     ("open", errno.ENODEV): "switch virtualization on in the firmware or use --engine appliance",
-    ("KVM_CREATE_VM", errno.EBUSY): "another hypervisor holds the processor's virtualization; stop it or use --engine appliance",
+    (
+        "KVM_CREATE_VM",
+        errno.EBUSY,
+    ): "another hypervisor holds the processor; stop it or use --engine appliance",
     ("KVM_CREATE_VM", errno.ENOMEM): "free memory on this machine",
     ("KVM_CREATE_VCPU", errno.EINVAL): "fewer virtual processors: see KVM's limit in `rootvisor doctor`",
     ("KVM_CREATE_VCPU", errno.ENOMEM): "free memory on this machine",

@@ -106,7 +106,7 @@ def run_guest(kvm: Kvm) -> tuple[str, bool]:
         vcpu.set_cpuid(kvm.supported_cpuid())
         code = (0, 0xFFFFFFFF, 8, 11, 1, 0, 0, 1, 1, 1, 0, 0)
         data = (0, 0xFFFFFFFF, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0)
-        segments = {name: data for name in ("ds", "es", "fs", "gs", "ss")}
+        segments = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data)
         segments["cs"] = code
         vcpu.set_sregs(segments, cr0=0x80050033, cr3=0x1000, cr4=0x20, efer=0x500)
         vcpu.set_regs(rip=0x4000, rsp=0x7F00, rflags=2)

@@ -14,6 +14,8 @@ from .errors import ioctl_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .vm import Vm
 
 _REGS = struct.Struct("<18Q")
@@ -68,7 +70,7 @@ class Vcpu:
 
     def set_sregs(
         self,
-        segments: dict[str, tuple[int, ...]] | None = None,
+        segments: Mapping[str, tuple[int, ...]] | None = None,
         tables: dict[str, tuple[int, int]] | None = None,
         **control: int,
     ) -> None:

@@ -8,6 +8,7 @@ import struct
 from fcntl import ioctl
 
 from . import abi
+from .coalesced import CoalescedWrites
 from .errors import KvmError, ioctl_error
 from .memory import PAGE, SharedMemory
 from .vcpu import Vcpu
@@ -27,7 +28,7 @@ _RANGE = struct.Struct("<IIIxxxxQ")
 class Vm:
     """One KVM virtual machine. All ioctls raise :class:`KvmError`."""
 
-    __slots__ = ("_filter_bits", "_routes", "_slots", "fd", "kvm", "vcpus")
+    __slots__ = ("_routes", "_slots", "coalesced", "fd", "kvm", "vcpus")
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
@@ -38,9 +39,10 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self._slots: dict[int, tuple[int, int]] = {}
         self._routes: dict[int, tuple[int, int]] = {}
-        self._filter_bits: SharedMemory | None = None
+        self.coalesced = CoalescedWrites(self)
 
-    def _ioctl(self, request: int, argument: int | bytearray | bytes = 0) -> int:
+    def ioctl(self, request: int, argument: int | bytearray = 0) -> int:
+        """An ioctl on the machine; raises KvmError."""
         try:
             return ioctl(self.fd, request, argument)
         except OSError as error:
@@ -49,7 +51,7 @@ class Vm:
     # --- processors and memory ------------------------------------------------------------------------------------
     def create_vcpu(self, index: int) -> Vcpu:
         """Creates processor ``index`` (its APIC id too)."""
-        vcpu = Vcpu(self, index, self._ioctl(abi.KVM_CREATE_VCPU, index))
+        vcpu = Vcpu(self, index, self.ioctl(abi.KVM_CREATE_VCPU, index))
         self.vcpus.append(vcpu)
         return vcpu
 
@@ -57,7 +59,7 @@ class Vm:
         """Maps ``size`` bytes at user address ``address`` to ``gpa``; size 0 removes the slot."""
         if gpa % PAGE or size % PAGE or address % PAGE:
             raise KvmError(f"memory slot {slot} is not page aligned: gpa {gpa:#x}, size {size:#x}")
-        self._ioctl(abi.KVM_SET_USER_MEMORY_REGION, bytearray(_REGION.pack(slot, flags, gpa, size, address)))
+        self.ioctl(abi.KVM_SET_USER_MEMORY_REGION, bytearray(_REGION.pack(slot, flags, gpa, size, address)))
         if size:
             self._slots[slot] = (gpa, size)
         else:
@@ -66,7 +68,7 @@ class Vm:
     # --- capabilities ---------------------------------------------------------------------------------------------
     def enable_capability(self, capability: int, argument: int) -> None:
         """KVM_ENABLE_CAP with one argument."""
-        self._ioctl(abi.KVM_ENABLE_CAP, bytearray(struct.pack("<IIQ88x", capability, 0, argument)))
+        self.ioctl(abi.KVM_ENABLE_CAP, bytearray(struct.pack("<IIQ88x", capability, 0, argument)))
 
     def filter_msrs(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Makes every access to the MSRs in ``ranges`` (first, count) leave to user space, before KVM looks at them.
@@ -90,34 +92,34 @@ class Vm:
                 used += 1
         packed += bytes((16 - used) * _RANGE.size)
         try:
-            self._ioctl(abi.KVM_X86_SET_MSR_FILTER, packed)
+            self.ioctl(abi.KVM_X86_SET_MSR_FILTER, packed)
         finally:
             zeros.close()
 
     # --- interrupt controllers ------------------------------------------------------------------------------------
     def create_irqchip(self) -> None:
         """In-kernel local APICs, IO-APIC and PICs, and the PIT that old guests want."""
-        self._ioctl(abi.KVM_CREATE_IRQCHIP)
-        self._ioctl(abi.KVM_CREATE_PIT2, bytearray(64))
+        self.ioctl(abi.KVM_CREATE_IRQCHIP)
+        self.ioctl(abi.KVM_CREATE_PIT2, bytearray(64))
 
     def irq_line(self, gsi: int, level: int) -> None:
         """Sets an IO-APIC pin."""
-        self._ioctl(abi.KVM_IRQ_LINE, bytearray(struct.pack("<II", gsi, level)))
+        self.ioctl(abi.KVM_IRQ_LINE, bytearray(struct.pack("<II", gsi, level)))
 
     def signal_msi(self, message: bytearray) -> None:
         """Raises a message made by :func:`msi_message`; a bytearray, because KVM_SIGNAL_MSI is on the hot path."""
-        self._ioctl(abi.KVM_SIGNAL_MSI, message)
+        self.ioctl(abi.KVM_SIGNAL_MSI, message)
 
     def read_ioapic(self) -> bytearray:
         """``struct kvm_irqchip`` of the IO-APIC: redirection entries are u64 at offset 8 + 24 + 8 * pin."""
         buffer = bytearray(520)
         struct.pack_into("<I", buffer, 0, abi.IRQCHIP_IOAPIC)
-        self._ioctl(abi.KVM_GET_IRQCHIP, buffer)
+        self.ioctl(abi.KVM_GET_IRQCHIP, buffer)
         return buffer
 
     def write_ioapic(self, state: bytearray) -> None:
         """Writes back what :meth:`read_ioapic` gave."""
-        self._ioctl(abi.KVM_SET_IRQCHIP, state)
+        self.ioctl(abi.KVM_SET_IRQCHIP, state)
 
     # --- routes and event file descriptors ------------------------------------------------------------------------
     def set_msi_route(self, gsi: int, message: tuple[int, int] | None) -> None:
@@ -145,19 +147,26 @@ class Vm:
                 number, abi.ROUTING_MSI, 0, 0, address & 0xFFFFFFFF, address >> 32, data & 0xFFFFFFFF, 0
             )
             count += 1
-        self._ioctl(abi.KVM_SET_GSI_ROUTING, bytearray(struct.pack("<II", count, 0)) + table)
+        self.ioctl(abi.KVM_SET_GSI_ROUTING, bytearray(struct.pack("<II", count, 0)) + table)
 
     def irqfd(self, fd: int, gsi: int, assign: bool = True) -> None:
         """Connects (or disconnects) an eventfd to ``gsi``."""
-        self._ioctl(abi.KVM_IRQFD, bytearray(struct.pack("<IIII16x", fd, gsi, 0 if assign else abi.IRQFD_DEASSIGN, 0)))
+        self.ioctl(
+            abi.KVM_IRQFD, bytearray(struct.pack("<IIII16x", fd, gsi, 0 if assign else abi.IRQFD_DEASSIGN, 0))
+        )
 
     def ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None, assign: bool = True) -> None:
         """Makes guest writes of ``size`` bytes (0: any size) at MMIO ``gpa`` signal ``fd`` without an exit."""
-        flags = (abi.IOEVENTFD_DATAMATCH if datamatch is not None else 0) | (0 if assign else abi.IOEVENTFD_DEASSIGN)
-        self._ioctl(abi.KVM_IOEVENTFD, bytearray(struct.pack("<QQIiI36x", datamatch or 0, gpa, size, fd, flags)))
+        flags = (abi.IOEVENTFD_DATAMATCH if datamatch is not None else 0) | (
+            0 if assign else abi.IOEVENTFD_DEASSIGN
+        )
+        self.ioctl(
+            abi.KVM_IOEVENTFD, bytearray(struct.pack("<QQIiI36x", datamatch or 0, gpa, size, fd, flags))
+        )
 
     def close(self) -> None:
         """Closes processors and the machine; their threads must have ended."""
+        self.coalesced.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()

@@ -23,7 +23,14 @@ from .clock import PmTimer, RealTimeClock
 from .ecam import Ecam
 from .memory_map import MemoryMap
 from .pci_platform import PartitionPlatform, pci_device_id
-from .power import KEYBOARD_COMMAND_PORT, RESET_PORT, RESET_VALUE, KeyboardReset, PowerManagement, ResetControl
+from .power import (
+    KEYBOARD_COMMAND_PORT,
+    RESET_PORT,
+    RESET_VALUE,
+    KeyboardReset,
+    PowerManagement,
+    ResetControl,
+)
 from .serial import SerialPort
 
 TYPE_CHECKING = False
@@ -45,7 +52,9 @@ class Computer:
 
     __slots__ = ("_ecam", "_memory", "layout", "partition", "pci", "platform", "power", "serial", "vps")
 
-    def __init__(self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None) -> None:
+    def __init__(
+        self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None
+    ) -> None:
         bits = 40
         for leaf, _index, _flags, eax, _ebx, _ecx, _edx in hypervisor.kvm.supported_cpuid():
             if leaf == 0x80000008:
@@ -85,6 +94,7 @@ class Computer:
         ports.add(RESET_PORT, 1, ResetControl(partition.end))
         ports.add(KEYBOARD_COMMAND_PORT, 1, KeyboardReset(partition.end))
         ports.add(0x70, 2, RealTimeClock())
+        vm.coalesced.add(0x70, 1, ports=True)  # the index means nothing before the register is touched
         self.power = PowerManagement(lambda level: vm.irq_line(SCI_GSI, level), partition.end)
         ports.add(PM1_EVENT, 6, self.power)
         ports.add(PM_TIMER, 4, PmTimer())

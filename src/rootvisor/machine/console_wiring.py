@@ -25,7 +25,10 @@ class Consoles:
     ``tail`` keeps the last 16 KiB of what the kernel printed, for the report of a bad end.
     """
 
-    __slots__ = ("_command", "_log_copy", "_log_write", "_own", "_pending", "_tty", "agent", "control_read", "control_write", "log", "tail")
+    __slots__ = (
+        "_command", "_log_copy", "_log_write", "_own", "_pending", "_tty", "agent", "control_read", "control_write",
+        "log", "tail",
+    )  # fmt: skip
 
     def __init__(self, description: dict[str, Any], log_copy: int | None) -> None:
         self._command = description.get("command")
@@ -75,12 +78,12 @@ class Consoles:
         self._own += [read, write]
         return read, write
 
-    def read_log(self) -> None:
-        """Takes what the kernel printed."""
+    def read_log(self) -> bool:
+        """Takes what the kernel printed; False when nothing is left (a non-blocking pipe)."""
         try:
             data = os.read(self.log, 65536)
         except OSError:
-            return
+            return False
         self.tail += data
         del self.tail[:-_TAIL]
         if self._log_copy is not None:
@@ -88,17 +91,19 @@ class Consoles:
                 os.write(self._log_copy, data)
             except OSError:
                 self._log_copy = None
+        return bool(data)
 
-    def read_control(self, message: Callable[[str], None]) -> None:
-        """Takes lines from the agent and hands them to ``message``."""
+    def read_control(self, message: Callable[[str], None]) -> bool:
+        """Takes lines from the agent and hands them to ``message``; False when nothing is left."""
         try:
             data = os.read(self.control_read, 4096)
         except OSError:
-            return
+            return False
         *lines, self._pending = (self._pending + data).split(b"\n")
         self._pending = self._pending[-4096:]
         for line in lines:
             message(line.decode("utf-8", "replace"))
+        return bool(data)
 
     def tell_agent(self, line: str) -> None:
         """Sends a line to the agent; it is small, and dropped if the agent does not read."""

@@ -59,7 +59,8 @@ class Ecam:
         slot, address, mapped = self._mapped[bdf]
         plain = function.config_is_plain
         if plain != mapped:
-            self._vm.set_memory(slot, self._gpa + (bdf << 12), PAGE if plain else 0, address, MEM_READONLY if plain else 0)
+            size, flags = (PAGE, MEM_READONLY) if plain else (0, 0)
+            self._vm.set_memory(slot, self._gpa + (bdf << 12), size, address, flags)
             self._mapped[bdf] = (slot, address, plain)
 
     def close(self) -> None:

@@ -17,7 +17,16 @@ def default_command(path: str) -> list[str]:
     for program in _PLACES:
         if os.access(program, os.X_OK):
             if program == _QEMU_OWN:
-                return [program, "--fd={fd}", "-o", f"source={path}", "-o", "cache=always", "-o", "sandbox=chroot"]
+                return [
+                    program,
+                    "--fd={fd}",
+                    "-o",
+                    f"source={path}",
+                    "-o",
+                    "cache=always",
+                    "-o",
+                    "sandbox=chroot",
+                ]
             return [program, "--fd={fd}", "--shared-dir", path, "--cache", "always", "--sandbox", "none"]
     raise HypervisorError(
         "virtiofsd is missing; apt-get install virtiofsd (Debian 12: qemu-system-common), or use --rootfs none"
@@ -32,7 +41,7 @@ class FileServer:
     def __init__(self, path: str, command: list[str] | None = None) -> None:
         import _socket  # the module behind socket, a tenth of its import time
 
-        argv = [part for part in (command or default_command(path))]
+        argv = command or default_command(path)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         listener.bind(b"")  # Linux picks an unused abstract address: nothing to clean up, whatever happens
         listener.listen(1)

@@ -106,14 +106,20 @@ class Machine:
         description = self.description
         problem, xsave = run_guest(kvm)
         if problem:
-            raise HypervisorError(f"this machine's KVM does not run ring-0 code: {problem}; use --engine appliance")
-        logging = self._log_file >= 0 or bool(description.get("verbose")) or bool(description.get("console_log"))
+            raise HypervisorError(
+                f"this machine's KVM does not run ring-0 code: {problem}; use --engine appliance"
+            )
+        logging = (
+            self._log_file >= 0 or bool(description.get("verbose")) or bool(description.get("console_log"))
+        )
         agent = self._consoles.agent
         if not agent:
             serial_output: int | None = 1
         else:
             serial_output = self._consoles.log_pipe() if logging else None
-        self._computer = Computer(self._hypervisor, description["memory_bytes"], description["vps"], serial_output)
+        self._computer = Computer(
+            self._hypervisor, description["memory_bytes"], description["vps"], serial_output
+        )
         partition = self._computer.partition
         if description.get("trace"):
             from ..trace.sink import open_sink
@@ -143,7 +149,9 @@ class Machine:
 
     def _message_refused(self, device_id: int, address: int, data: int) -> None:
         if self._trace is not None:
-            self._trace.event("interrupt-refused", f"device {device_id:#x} address {address:#x} data {data:#x}")
+            self._trace.event(
+                "interrupt-refused", f"device {device_id:#x} address {address:#x} data {data:#x}"
+            )
 
     # --- the run --------------------------------------------------------------------------------------------------
     def run(self) -> int:
@@ -196,13 +204,14 @@ class Machine:
         if self._devices is not None:
             self._devices.close()
         consoles = self._consoles
-        for fd, take in (
-            (consoles.control_read, lambda: consoles.read_control(self._agent_said)),
-            (consoles.log, consoles.read_log),
-        ):
-            if fd >= 0:
-                os.set_blocking(fd, False)
-                take()
+        if consoles.control_read >= 0:
+            os.set_blocking(consoles.control_read, False)
+            while consoles.read_control(self._agent_said):
+                pass
+        if consoles.log >= 0:
+            os.set_blocking(consoles.log, False)
+            while consoles.read_log():
+                pass
 
     def _agent_said(self, line: str) -> None:
         word, _, rest = line.partition(" ")
@@ -287,7 +296,9 @@ class Machine:
             self._show_tail()
         elif how == "timeout":
             what = "did not end" if self._user_space_at else "did not reach user space"
-            say(f"rootvisor: the root partition {what} in time ({partition.detail}); see --timeout and --verbose\n")
+            say(
+                f"rootvisor: the root partition {what} in time ({partition.detail}); see --timeout and --verbose\n"
+            )
             self._show_tail()
         elif how == "reset" and self.description.get("on_reboot") != "restart":
             if self.description.get("verbose"):
@@ -300,7 +311,9 @@ class Machine:
     def _show_tail(self) -> None:
         tail = bytes(self._consoles.tail).decode("utf-8", "replace").strip()
         if tail:
-            sys.stderr.write("rootvisor: the last lines of its console:\n" + "\n".join(tail.splitlines()[-20:]) + "\n")
+            sys.stderr.write(
+                "rootvisor: the last lines of its console:\n" + "\n".join(tail.splitlines()[-20:]) + "\n"
+            )
 
     def close(self) -> None:
         """Takes everything apart; safe after any part of the constructor."""

@@ -34,11 +34,13 @@ IO_WINDOW = (0xC000, 0x3000)
 
 #: RAM behind the owned pages.
 ABOVE_OWNED = 2 * MIB
-HYPERVISOR_NODE_HEADER = PAGE  # the node's 16-byte header has a page of its own, so that owned pages are aligned
+HYPERVISOR_NODE_HEADER = (
+    PAGE  # the node's 16-byte header has a page of its own, so that owned pages are aligned
+)
 
 
 class MemoryMap:
-    """RAM of ``size`` bytes (a multiple of 2 MiB), ``owned_pages`` of it for the hypervisor; ``address_bits`` of GPA."""
+    """RAM of ``size`` bytes, ``owned_pages`` of it for the hypervisor; GPAs have ``address_bits``."""
 
     __slots__ = ("high", "low", "mmio64", "node_gpa", "owned_gpa", "owned_pages", "size")
 

@@ -31,7 +31,17 @@ class RemappedVector:
     the table, and while there is no valid entry the eventfd is not connected.
     """
 
-    __slots__ = ("_address", "_connected", "_data", "_device_id", "_fd", "_gsi", "_lock", "_masked", "_platform")
+    __slots__ = (
+        "_address",
+        "_connected",
+        "_data",
+        "_device_id",
+        "_fd",
+        "_gsi",
+        "_lock",
+        "_masked",
+        "_platform",
+    )
 
     def __init__(self, platform: PartitionPlatform, bdf: int) -> None:
         self._platform = platform
@@ -138,6 +148,14 @@ class PartitionPlatform:
     def remove_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
         """Undoes :meth:`add_ioeventfd`."""
         self.partition.vm.ioeventfd(gpa, size, fd, datamatch, assign=False)
+
+    def coalesce_writes(self, gpa: int, size: int, enable: bool) -> None:
+        """Guest writes to the range wait for the next exit, or no longer do."""
+        zones = self.partition.vm.coalesced
+        if enable:
+            zones.add(gpa, size)
+        else:
+            zones.remove(gpa, size)
 
     def _entry_changed(self, index: int) -> None:
         for vector in self._routed:

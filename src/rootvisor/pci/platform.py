@@ -123,6 +123,10 @@ if TYPE_CHECKING:
             """
             ...
 
+        def coalesce_writes(self, gpa: int, size: int, enable: bool) -> None:
+            """Guest writes there mean nothing before the next access elsewhere: they may come late, but in order."""
+            ...
+
         def remove_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
             """Undo the `add_ioeventfd` with the same arguments."""
             ...

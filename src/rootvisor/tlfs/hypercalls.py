@@ -78,7 +78,12 @@ GET_LOGICAL_PROCESSOR_RUN_TIME_OUTPUT = Layout(
     "global_time:Q", "local_run_time:Q", "rsvdz0:Q", "hypervisor_time:Q",
 )  # fmt: skip
 ADD_LOGICAL_PROCESSOR_INPUT = Layout(
-    "hv_input_add_logical_processor", 16, "lp_index:I", "apic_id:I", "proximity_domain_id:I", "proximity_flags:I"
+    "hv_input_add_logical_processor",
+    16,
+    "lp_index:I",
+    "apic_id:I",
+    "proximity_domain_id:I",
+    "proximity_flags:I",
 )
 ADD_LOGICAL_PROCESSOR_OUTPUT = Layout("hv_output_add_logical_processor", 56, "status:Q", "detail:48s")
 CREATE_VP_INPUT = Layout(
@@ -89,8 +94,12 @@ DEPOSIT_MEMORY_INPUT = Layout("hv_deposit_memory", 8, "partition_id:Q")
 WITHDRAW_MEMORY_INPUT = Layout("hv_input_withdraw_memory", 16, "partition_id:Q", "proximity_domain_info:Q")
 MAP_STATS_PAGE_INPUT = Layout("hv_input_map_stats_page", 24, "type:I", "_:4x", "identity:16s")
 MAP_STATS_PAGE_OUTPUT = Layout("hv_output_map_stats_page", 8, "map_location:Q")
-SET_SYSTEM_PROPERTY_INPUT = Layout("hv_input_set_system_property", 72, "property_id:I", "reserved:I", "value:64s")
-GET_SYSTEM_PROPERTY_INPUT = Layout("hv_input_get_system_property", 16, "property_id:I", "reserved:I", "argument:Q")
+SET_SYSTEM_PROPERTY_INPUT = Layout(
+    "hv_input_set_system_property", 72, "property_id:I", "reserved:I", "value:64s"
+)
+GET_SYSTEM_PROPERTY_INPUT = Layout(
+    "hv_input_get_system_property", 16, "property_id:I", "reserved:I", "argument:Q"
+)
 GET_SYSTEM_PROPERTY_OUTPUT = Layout("hv_output_get_system_property", 8, "value:Q")
 #: Fixed part up to and with the set format; bank mask and banks are the variable header (contract 4.2).
 MAP_DEVICE_INTERRUPT_INPUT = Layout(
@@ -98,9 +107,18 @@ MAP_DEVICE_INTERRUPT_INPUT = Layout(
     "partition_id:Q", "device_id:Q", "flags:Q", "logical_entry:16s", "interrupt_type:I", "trigger_mode:I",
     "vector_count:I", "_:4x", "vector:I", "target_flags:I", "set_format:Q",
 )  # fmt: skip
-DEVICE_INTERRUPT_OUTPUT = Layout("hv_output_map_device_interrupt", 16, "source:I", "reserved:I", "low:I", "high:I")
+DEVICE_INTERRUPT_OUTPUT = Layout(
+    "hv_output_map_device_interrupt", 16, "source:I", "reserved:I", "low:I", "high:I"
+)
 UNMAP_DEVICE_INTERRUPT_INPUT = Layout(
-    "hv_input_unmap_device_interrupt", 32, "partition_id:Q", "device_id:Q", "source:I", "reserved:I", "low:I", "high:I"
+    "hv_input_unmap_device_interrupt",
+    32,
+    "partition_id:Q",
+    "device_id:Q",
+    "source:I",
+    "reserved:I",
+    "low:I",
+    "high:I",
 )
 RETARGET_DEVICE_INTERRUPT_INPUT = Layout(
     "hv_retarget_device_interrupt", 56,
@@ -109,7 +127,9 @@ RETARGET_DEVICE_INTERRUPT_INPUT = Layout(
 )  # fmt: skip
 ENTER_SLEEP_STATE_INPUT = Layout("hv_input_enter_sleep_state", 4, "sleep_state:I")
 NOTIFY_PARTITION_EVENT_INPUT = Layout("hv_input_notify_partition_event", 8, "event:I", "argument:I")
-GET_PARTITION_PROPERTY_INPUT = Layout("hv_input_get_partition_property", 16, "partition_id:Q", "code:I", "_:4x")
+GET_PARTITION_PROPERTY_INPUT = Layout(
+    "hv_input_get_partition_property", 16, "partition_id:Q", "code:I", "_:4x"
+)
 SET_PARTITION_PROPERTY_INPUT = Layout(
     "hv_input_set_partition_property", 24, "partition_id:Q", "code:I", "_:4x", "value:Q"
 )

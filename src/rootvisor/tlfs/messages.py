@@ -6,7 +6,9 @@ from __future__ import annotations
 from .layout import Layout
 
 #: One slot of the message page: 16 slots of 256 bytes, slot n belongs to SINTn.
-MESSAGE_HEADER = Layout("hv_message_header", 16, "message_type:I", "payload_size:B", "flags:B", "_:2x", "sender:Q")
+MESSAGE_HEADER = Layout(
+    "hv_message_header", 16, "message_type:I", "payload_size:B", "flags:B", "_:2x", "sender:Q"
+)
 MESSAGE_SLOT_SIZE = 256
 MESSAGE_PAYLOAD_MAX = 240
 MESSAGE_FLAG_PENDING = 1

@@ -41,6 +41,8 @@ _ISR, _ISR_BYTES = 0x0080, 0x4
 _DEVICE, _DEVICE_BYTES = 0x0100, 0xF00
 _NOTIFY, _NOTIFY_BYTES = 0x1000, 0x1000
 _MSIX_TABLE = 0x2000
+# queue_select and queue_size; the three addresses of a queue: nothing happens before queue_enable (4.1.4.3).
+_PASSIVE_COMMON = ((0x16, 4), (0x20, 24))
 _MSIX_PBA = 0x3000
 _NOTIFY_MULTIPLIER = 4
 _MAX_VECTORS = 0x1000 // pci.MSIX_ENTRY_BYTES
@@ -71,6 +73,10 @@ class VirtioPciFunction(PciFunction):
         msix = self.add_msix(min(device.vectors, _MAX_VECTORS), bar, _MSIX_TABLE, _MSIX_PBA)
         self.transport = transport = PciTransport(device, platform, bar, msix)
         transport.set_dma(False)
+        self._platform = platform
+        # Ranges (offset, bytes) whose writes take effect with a later access elsewhere, and where they are mapped.
+        self._passive = [*_PASSIVE_COMMON, *((_MSIX_TABLE + 16 * n, 12) for n in range(msix.count))]
+        self._passive_at: int | None = None
         bar.add_region(_COMMON, _COMMON_BYTES, _CommonConfig(transport))
         bar.add_region(_ISR, _ISR_BYTES, _IsrStatus(transport))
         bar.add_region(_DEVICE, _DEVICE_BYTES, _DeviceConfig(device))
@@ -120,8 +126,14 @@ class VirtioPciFunction(PciFunction):
         super().reset()
 
     def bar_moved(self, bar: Bar) -> None:
-        """Notification addresses move with the BAR."""
+        """Notification addresses and the registers that need no exit move with the BAR."""
         self.transport.move_ioeventfds()
+        for offset, size in self._passive:
+            if self._passive_at is not None:
+                self._platform.coalesce_writes(self._passive_at + offset, size, False)
+            if bar.mapped_at is not None:
+                self._platform.coalesce_writes(bar.mapped_at + offset, size, True)
+        self._passive_at = bar.mapped_at
 
     def close(self) -> None:
         """Stop the device and release its resources."""

@@ -141,6 +141,9 @@ class Platform:
         assert gpa not in self.ioeventfds and datamatch is None
         self.ioeventfds[gpa] = fd
 
+    def coalesce_writes(self, gpa: int, size: int, enable: bool) -> None:
+        pass
+
     def remove_ioeventfd(self, gpa: int, size: int, fd: int, datamatch: int | None) -> None:
         assert self.ioeventfds.pop(gpa) == fd
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map, unmap and retarget device interrupts (kernel ``arch/x86/hyperv/irqdomain.c``; TLFS HvCallRetargetDeviceInterrupt)."""
+"""Map, unmap and retarget device interrupts (kernel ``arch/x86/hyperv/irqdomain.c``)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def map_device_interrupt(
     target = _target(partition, target_flags, set_format, header)
     answer = partition.interrupts.map(device_id, vector, target.index, target.apic_id)
     if partition.trace is not None:
-        partition.trace.event("map-interrupt", f"device {device_id:#x} vector {vector:#x} -> VP {target.index}")
+        partition.trace.event(
+            "map-interrupt", f"device {device_id:#x} vector {vector:#x} -> VP {target.index}"
+        )
     return pack("<4I", *answer)
 
 

@@ -27,7 +27,9 @@ def vps_in_mask(partition: Partition, mask: int, first: int = 0) -> list[Virtual
     return vps
 
 
-def vps_in_set(partition: Partition, set_format: int, bank_mask: int, banks: memoryview) -> list[VirtualProcessor]:
+def vps_in_set(
+    partition: Partition, set_format: int, bank_mask: int, banks: memoryview
+) -> list[VirtualProcessor]:
     """VPs of a sparse set (format 0: one u64 per bit of ``bank_mask``), or all of them (format 1).
 
     HV_STATUS_INVALID_PARAMETER for another format or a count of banks that does not fit the mask.

@@ -23,9 +23,7 @@ def _deposited(root: Partition) -> set[int]:
     return pages
 
 
-@TABLE.rep(
-    hypercalls.DEPOSIT_MEMORY, hypercalls.DEPOSIT_MEMORY_INPUT, 8, 0, privileges.ACCESS_MEMORY_POOL
-)
+@TABLE.rep(hypercalls.DEPOSIT_MEMORY, hypercalls.DEPOSIT_MEMORY_INPUT, 8, 0, privileges.ACCESS_MEMORY_POOL)
 def deposit_memory(
     vp: VirtualProcessor,
     elements: memoryview,
@@ -36,7 +34,7 @@ def deposit_memory(
 ) -> int:
     """The caller gives pages to ``partition_id``'s pool: all of them, or none.
 
-    INVALID_PARAMETER: not RAM of the caller, one of the hypervisor's own pages, deposited already, or twice in the list.
+    INVALID_PARAMETER: not the caller's RAM, a page of the hypervisor's own, deposited already, or twice in the list.
     """
     caller = vp.partition
     target = caller.hypervisor.partition(caller, partition_id)
@@ -54,9 +52,7 @@ def deposit_memory(
     return count
 
 
-@TABLE.rep(
-    hypercalls.WITHDRAW_MEMORY, hypercalls.WITHDRAW_MEMORY_INPUT, 0, 8, privileges.ACCESS_MEMORY_POOL
-)
+@TABLE.rep(hypercalls.WITHDRAW_MEMORY, hypercalls.WITHDRAW_MEMORY_INPUT, 0, 8, privileges.ACCESS_MEMORY_POOL)
 def withdraw_memory(
     vp: VirtualProcessor,
     _elements: memoryview,

@@ -61,9 +61,7 @@ def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
     return hypercalls.MAP_STATS_PAGE_OUTPUT.pack(gpn)
 
 
-@TABLE.simple(
-    hypercalls.UNMAP_STATS_PAGE, hypercalls.MAP_STATS_PAGE_INPUT, 0, privileges.ACCESS_STATS
-)
+@TABLE.simple(hypercalls.UNMAP_STATS_PAGE, hypercalls.MAP_STATS_PAGE_INPUT, 0, privileges.ACCESS_STATS)
 def unmap_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> None:
     """The page goes back to the pool. INVALID_PARAMETER when it is not mapped."""
     partition = vp.partition

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System properties, sleep states and events (kernel ``drivers/hv/mshv_common.c``, ``arch/x86/kernel/cpu/mshyperv.c``)."""
+"""System properties, sleep states and events (kernel ``drivers/hv/mshv_common.c``)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def get_system_property(vp: VirtualProcessor, property_id: int, _reserved: int, 
     return hypercalls.GET_SYSTEM_PROPERTY_OUTPUT.pack(vp.partition.hypervisor.scheduler)
 
 
-@TABLE.simple(
-    hypercalls.ENTER_SLEEP_STATE, hypercalls.ENTER_SLEEP_STATE_INPUT, 0, privileges.CPU_MANAGEMENT
-)
+@TABLE.simple(hypercalls.ENTER_SLEEP_STATE, hypercalls.ENTER_SLEEP_STATE_INPUT, 0, privileges.CPU_MANAGEMENT)
 def enter_sleep_state(vp: VirtualProcessor, sleep_state: int) -> None:
     """S5 ends the partition and does not return (the kernel has a BUG behind the call); others INVALID_PARAMETER."""
     if sleep_state != _SLEEP_S5:
