@@ -93,7 +93,7 @@ def qemu_command(
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The emulated machine. ``shares``: connected vhost-user socket per virtiofs tag; ``ports``: socket per
-    virtio-serial port name; the other numbers are connected sockets as well.
+    virtio-serial port name, which is its id for QMP as well; the other numbers are connected sockets as well.
 
     The machine stays, stopped, when its kernel powers off or resets (-no-shutdown, -no-reboot): what the guest
     wrote last may still wait in QEMU for a slow reader.
@@ -144,5 +144,8 @@ def qemu_command(
         command += ["-device", "virtconsole,bus=ports.0,nr=0,chardev=terminal"]
     for number, (name, fd) in enumerate(ports.items(), 1):
         command += ["-chardev", f"socket,id=port{number},fd={fd}"]
-        command += ["-device", f"virtserialport,bus=ports.0,nr={number},chardev=port{number},name={name}"]
+        command += [
+            "-device",
+            f"virtserialport,bus=ports.0,nr={number},chardev=port{number},id={name},name={name}",
+        ]
     return command + list(extra)

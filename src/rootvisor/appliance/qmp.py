@@ -15,6 +15,16 @@ class Shutdown:
     reason: str
 
 
+@dataclass(frozen=True)
+class PortOpened:
+    """QEMU's VSERPORT_CHANGE event: a program of the guest has opened the virtio-serial port with this id."""
+
+    port: str
+
+
+Event = Shutdown | PortOpened
+
+
 class Qmp:
     """QEMU's end of the conversation is read by :meth:`received`; nothing here blocks."""
 
@@ -41,10 +51,10 @@ class Qmp:
         """Whether everything asked has been answered."""
         return self._replies >= self._asked
 
-    def received(self, data: bytes) -> list[Shutdown]:
+    def received(self, data: bytes) -> list[Event]:
         """Take bytes from QEMU and give the events in them."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        events = []
+        events: list[Event] = []
         for line in lines:
             try:
                 message = json.loads(line)
@@ -52,6 +62,10 @@ class Qmp:
                 continue
             if "return" in message or "error" in message:
                 self._replies += 1
-            elif message.get("event") == "SHUTDOWN":
-                events.append(Shutdown(str(message.get("data", {}).get("reason", "unknown"))))
+                continue
+            details = message.get("data", {})
+            if message.get("event") == "SHUTDOWN":
+                events.append(Shutdown(str(details.get("reason", "unknown"))))
+            elif message.get("event") == "VSERPORT_CHANGE" and details.get("open"):
+                events.append(PortOpened(str(details.get("id"))))
         return events

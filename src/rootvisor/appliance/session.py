@@ -19,7 +19,7 @@ from . import children, command_lines, guest
 from .console import Console
 from .errors import ApplianceError
 from .interrupts import ENDING, Interrupts
-from .qmp import Qmp
+from .qmp import PortOpened, Qmp
 from .request import ApplianceKernel, Request
 from .sockets import memory_file, served_connection
 from .streams import Input, Output
@@ -219,7 +219,7 @@ class Session:
                 limits.append(sign_of_life + self._request.ready_timeout)
             wait = max(min(limits) - now, 0) if limits else None
             for key, _ in self._selector.select(wait):
-                if key.data == "console":
+                if key.data in ("console", "control"):
                     sign_of_life = time.monotonic()
                 outcome = self._handle(key.data, key.fileobj)
                 if outcome is not None:
@@ -250,11 +250,17 @@ class Session:
                     return self._died(self._console.death)
         elif event == "control":
             self._on_control(data)
+            if self._error is not None and self._status is not None:
+                return self._died(self._error, hopeless=True)
         elif event == "qmp":
-            for shutdown in self._qmp.received(data):
-                self._stopped = shutdown.reason
+            for happened in self._qmp.received(data):
+                if isinstance(happened, PortOpened):
+                    if happened.port == STREAM_PORTS[1]:
+                        self._begin()
+                    continue
+                self._stopped = happened.reason
                 if self._status is None:
-                    return self._died(f"the machine stopped ({shutdown.reason})")
+                    return self._died(f"the machine stopped ({happened.reason})")
         elif event == "qemu":
             self._qemu_text.feed(data)
             if not data:
@@ -300,9 +306,8 @@ class Session:
         *lines, self._control_partial = (self._control_partial + data).split(b"\n")
         for line in lines:
             word, _, rest = line.decode("ascii", "replace").partition(" ")
-            if word == "ready" and not self._ready:
-                self._ready = True
-                self._join_streams()
+            if word == "ready" and self._request.tty:
+                self._begin()  # QEMU does not tell of a console's opening
             elif word == "error":
                 self._error = rest
             elif word == "exit" and rest.strip().isdigit():
@@ -330,6 +335,13 @@ class Session:
         return Died(reason, self._ready, hopeless, self._console.tail())
 
     # streams
+
+    def _begin(self) -> None:
+        """The inner program is being started: the init has opened the port for its output. From here on nothing
+        can be tried again."""
+        if not self._ready:
+            self._ready = True
+            self._join_streams()
 
     def _join_streams(self) -> None:
         """From here on the caller's streams belong to the inner program (and not before: a second try must find

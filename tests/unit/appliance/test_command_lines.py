@@ -49,8 +49,8 @@ def test_qemu_ports_start_behind_the_console() -> None:
     devices = [word for word in qemu(terminal_fd=12) if word.startswith(("virtserialport", "virtconsole"))]
     assert devices == [
         "virtconsole,bus=ports.0,nr=0,chardev=terminal",
-        "virtserialport,bus=ports.0,nr=1,chardev=port1,name=one",
-        "virtserialport,bus=ports.0,nr=2,chardev=port2,name=two",
+        "virtserialport,bus=ports.0,nr=1,chardev=port1,id=one,name=one",
+        "virtserialport,bus=ports.0,nr=2,chardev=port2,id=two,name=two",
     ]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import socket
 
-from rootvisor.appliance.qmp import Qmp, Shutdown
+from rootvisor.appliance.qmp import PortOpened, Qmp, Shutdown
 
 
 def test_received_shutdown_event_gives_reason() -> None:
@@ -13,6 +13,13 @@ def test_received_shutdown_event_gives_reason() -> None:
         assert b"qmp_capabilities" in theirs.recv(1000)
         assert qmp.received(b'{"QMP": {}}\n{"event": "SHUTDOWN", "data": {"guest": true, "rea') == []
         assert qmp.received(b'son": "guest-reset"}}\n') == [Shutdown("guest-reset")]
+
+
+def test_received_opened_port_is_told_and_closed_port_is_not() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        event = b'{"event": "VSERPORT_CHANGE", "data": {"open": %s, "id": "one"}}\n'
+        assert Qmp(ours).received(event % b"true" + event % b"false") == [PortOpened("one")]
 
 
 def test_idle_only_when_all_is_answered() -> None:
