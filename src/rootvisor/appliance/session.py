@@ -75,7 +75,6 @@ class Session:
         self._error: str | None = None  # why the init gave up, which it says before "exit 125"
         self._signals: list[int] = []
         self._kill_at: float | None = None  # when a forwarded signal must have worked
-        self._reader_lost = False
         self._outputs: list[Output] = []
         self._inputs: list[Input] = []
         self.ready_seconds: float | None = None
@@ -312,8 +311,6 @@ class Session:
                 self._error = rest
             elif word == "exit" and rest.strip().isdigit():
                 self._status = int(rest) & 0xFF
-                if self._reader_lost and self._status == 128 + signal.SIGTERM:
-                    self._status = 128 + signal.SIGPIPE
 
     def _last_words(self) -> bytes:
         """What the ended QEMU has written to its pipe and nobody has read yet."""
@@ -354,7 +351,8 @@ class Session:
         else:
             joined = [(self._streams[1], fds[1]), (self._streams[2], fds[2])]
         source = Input(fds[0], self._streams[0])
-        self._outputs = [Output(sock, fd, self._reader_gone) for sock, fd in joined]
+        gone = [self._reader_gone, lambda: None]  # what is lost of standard error is lost
+        self._outputs = [Output(sock, fd, tell) for (sock, fd), tell in zip(joined, gone, strict=False)]
         self._stack.callback(source.close)
         self._stack.callback(self._cut_streams)
         for thread in (source, *self._outputs):
@@ -366,9 +364,8 @@ class Session:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def _reader_gone(self) -> None:
-        """Nobody reads our output any more: the inner program learns it as any program does."""
-        self._reader_lost = True
-        self._tell("signal TERM" if not self._request.tty else "signal HUP")
+        """Nobody reads our standard output any more: the inner program is to learn it as any program does."""
+        self._tell("signal HUP" if self._request.tty else "lost stdout")
 
     def _send_window_size(self) -> None:
         size = window_size(self._request.streams[1]) if self._request.tty else None
