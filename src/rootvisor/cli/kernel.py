@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from rootvisor.cli import options as types
 from rootvisor.cli.description import KernelImage
-from rootvisor.cli.errors import UserError
+from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.help import DocumentedCommand, DocumentedGroup, debug_option, json_option, option
-from rootvisor.cli.kernel_choice import NAMES, found_kernel, make_kernel
+from rootvisor.cli.kernel_choice import NAMES, found_kernel, known_kernels, make_from_tree, make_kernel
 from rootvisor.cli.output import Progress, print_json, table
 
 _ABOUT = {
@@ -36,35 +37,58 @@ def kernel() -> None:
     """
 
 
-@kernel.command(cls=DocumentedCommand)
+@kernel.command(
+    cls=DocumentedCommand,
+    examples=(
+        ("From the distribution's newest source", "rootvisor kernel build mshv"),
+        (
+            "From a source tree of yours, then boot it",
+            "rootvisor run --kernel $(rootvisor kernel build mshv --source .)",
+        ),
+    ),
+)
 @click.argument("name", type=click.Choice(NAMES))
-@option("--rebuild", is_flag=True, help="Make it again, from the newest source, even if it is in the cache.")
+@option(
+    "--refresh", is_flag=True, help="Ask the mirror for something newer, even if there is one in the cache."
+)
+@option(
+    "--source",
+    type=types.NameOrPath((), "DIR", kind="dir"),
+    help="Build from this Linux source tree (only mshv); what was built before is not built again.",
+)
 @json_option
 @debug_option
-def build(name: str, rebuild: bool, as_json: bool) -> None:
-    """Build (mshv) or fetch (stock) a kernel into the cache."""
+def build(name: str, refresh: bool, source: str | None, as_json: bool) -> None:
+    """Build (mshv) or fetch (stock) a kernel into the cache, and print the path of its image."""
+    if source is not None and name != "mshv":
+        raise usage_error("--source is for the kernel mshv", "leave it out, or build mshv")
     with Progress() as progress:
-        image = (None if rebuild else found_kernel(name)) or make_kernel(name, progress, rebuild)
+        if source is not None:
+            image = make_from_tree(source, progress)
+        else:
+            image = (None if refresh else found_kernel(name)) or make_kernel(name, progress, refresh)
     if as_json:
-        print_json(document(name, image))
+        print_json(document(image.name, image))
     else:
-        click.echo(f"{image.name} {image.version}: {image.image}")
+        click.echo(image.image)
 
 
 @kernel.command("list", cls=DocumentedCommand)
 @json_option
 @debug_option
 def list_kernels(as_json: bool) -> None:
-    """List the kernels by name, and whether they are in the cache."""
-    found = [document(name, found_kernel(name)) for name in NAMES]
+    """List the kernels on this machine; the first of a name is the one that `run` takes."""
+    found = [document(image.name, image) for image in known_kernels()]
+    there = {row["name"] for row in found}
+    found += [document(name, None) for name in NAMES if name not in there]
     if as_json:
         print_json({"kernels": found})
         return
     rows = [
-        (row["name"], row["version"] or "-", row["image"] or "not in the cache", _ABOUT[row["name"]])
+        (row["name"], row["version"] or "-", row["image"] or f"(not here: {_ABOUT[row['name']]})")
         for row in found
     ]
-    click.echo(table(rows, ("name", "version", "image", "what it is")))
+    click.echo(table(rows, ("name", "version", "image")))
 
 
 @kernel.command(cls=DocumentedCommand)
@@ -76,11 +100,11 @@ def list_kernels(as_json: bool) -> None:
 )
 @debug_option
 def path(name: str, elf: bool) -> None:
-    """Print the path of a kernel in the cache."""
+    """Print the path of a kernel's image."""
     image = found_kernel(name)
     if image is None:
         raise UserError(
-            f"the kernel {name} is not in the cache", f"make it with: rootvisor kernel build {name}"
+            f"the kernel {name} is not on this machine", f"make it with: rootvisor kernel build {name}"
         )
     if elf and image.vmlinux is None:
         raise UserError(f"the kernel {name} has no ELF image here", "leave --elf out")
@@ -88,7 +112,7 @@ def path(name: str, elf: bool) -> None:
 
 
 def document(name: str, image: KernelImage | None) -> dict[str, Any]:
-    """A kernel as JSON-able data; everything but the name is null when it is not in the cache."""
+    """A kernel as JSON-able data; everything but the name is null when it is not here."""
     return {
         "name": name,
         "cached": image is not None,

@@ -55,6 +55,19 @@ def make_kernel(name: str, progress: Progress, refresh: bool = False) -> KernelI
         raise kernel_error(error) from error
 
 
+def make_from_tree(folder: str, progress: Progress) -> KernelImage:
+    """Build the `mshv` configuration from a source tree of the user's; `UserError` when that fails."""
+    try:
+        return as_image(kernels.build(Path(folder).absolute(), progress))
+    except kernels.KernelError as error:
+        raise kernel_error(error) from error
+
+
+def known_kernels() -> list[KernelImage]:
+    """Every kernel on this machine that has a name here, the one that a run takes first of its name."""
+    return [as_image(kernel) for kernel in kernels.list_kernels()]
+
+
 def as_image(kernel: kernels.Kernel) -> KernelImage:
     """A kernel of the cache, as the description has it."""
     return KernelImage(
