@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .cache import make_dir, no_space, storing
 from .kernel import KernelError, OfflineError, Progress
-from .process import CommandFailed, kill_group, popen, read, run
+from .process import CommandFailed, captured, kill_group, popen, read, run, text_of
 from .sources import Distribution, Source, to_deb822
 from .versions import version_key
 
@@ -163,12 +163,11 @@ class Apt:
         raise _fetch_error(package.name, output)
 
     def _download_into(self, partial: Path, package: Package, stage: str, progress: Progress) -> str:
-        log = self._root / "log" / "download"
-        with storing(log), log.open("wb") as output:
+        with captured() as messages:
             process = popen(
                 [*self._apt_get(), "-q", "download", f"{package.name}={package.version}"],
                 cwd=partial,
-                stdout=output.fileno(),
+                stdout=messages.fileno(),
             )
             try:
                 while process.poll() is None:
@@ -177,7 +176,7 @@ class Apt:
                     _wait(process)
             finally:
                 kill_group(process)
-        return log.read_text(errors="replace")
+            return text_of(messages)
 
     def _apt_get(self) -> list[str]:
         return ["apt-get", "-c", str(self._conf)]
@@ -193,7 +192,7 @@ class Apt:
 
     def _raise_disk_full(self, output: str) -> None:
         if "No space left on device" in output:
-            raise no_space(self._root)
+            raise no_space()
 
 
 def parse_packages(text: str) -> list[Package]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .kernel import Kernel, KernelError, Progress
+from .kernel import DiskFullError, Kernel, KernelError, Progress
 
 _MIB = 1 << 20
 _RECORD = "kernel.json"
@@ -56,7 +56,7 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(path) from error
+            raise no_space() from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise KernelError(
                 f"cannot write the cache {path}: {os.strerror(error.errno)}",
@@ -65,20 +65,20 @@ def storing(path: Path) -> Iterator[None]:
         raise
 
 
-def no_space(path: Path) -> KernelError:
-    """The error for a full disk under `path`."""
-    return KernelError(
-        f"no space left for the cache {path}",
+def no_space() -> DiskFullError:
+    """The error for a full disk."""
+    return DiskFullError(
+        f"no space left for the cache {cache_dir()}",
         "free some space there, or set ROOTVISOR_CACHE to a folder on a larger disk; what is done so far is kept",
     )
 
 
 def need_space(path: Path, needed_bytes: int, what: str) -> None:
-    """Refuse work that cannot fit before it has begun."""
+    """Refuse work that cannot fit before it has begun. (apt-get hangs for ever where it cannot store its lists.)"""
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     if free < needed_bytes:
-        raise KernelError(
+        raise DiskFullError(
             f"{what} needs {needed_bytes // _MIB} MiB and {path} has {free // _MIB} MiB left",
             "free some space there, or set ROOTVISOR_CACHE to a folder on a larger disk",
         )

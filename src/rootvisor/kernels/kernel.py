@@ -25,6 +25,10 @@ class OfflineError(KernelError):
     """The package mirror cannot be reached."""
 
 
+class DiskFullError(KernelError):
+    """There is no space left, or not enough."""
+
+
 class Progress(Protocol):
     """Called while something takes long.
 

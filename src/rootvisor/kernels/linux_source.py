@@ -20,7 +20,7 @@ from .apt import Apt, Package, has_content
 from .cache import kernels_dir, make_dir, need_space, no_space, remove_tree, storing
 from .kernel import KernelError, Progress
 from .mirror import find_newest
-from .process import kill_group, popen
+from .process import captured, kill_group, popen, text_of
 from .versions import kernel_series, version_key
 
 MIN_SERIES = (6, 15)
@@ -81,6 +81,7 @@ def candidates(apt: Apt) -> list[Package]:
 
 def newest(progress: Progress) -> SourcePackage:
     """The newest source package of the mirror, downloaded. Raises `KernelError`: no network, none offered, no space."""
+    need_space(work_dir(), NEEDED_BYTES, "building a kernel")
     apt, packages = find_newest(candidates, progress)
     if not packages:
         raise KernelError(
@@ -90,7 +91,6 @@ def newest(progress: Progress) -> SourcePackage:
     package = packages[0]
     source = SourcePackage(package, make_dir(work_dir() / package.file_stem))
     if not has_content(source.deb, package):
-        need_space(source.folder, NEEDED_BYTES, f"building {package.name}")
         file = apt.download(package, source.folder, progress)
         with storing(source.folder):
             file.rename(source.deb)
@@ -130,11 +130,17 @@ def unpack(source: SourcePackage, progress: Progress) -> Path:
     return source.tree
 
 
-def discard_tree(source: SourcePackage) -> None:
-    """Remove everything but the package itself, from which the rest can be had again without a network."""
+def keep_only_package(source: SourcePackage) -> None:
+    """Remove everything but the package itself, from which the rest can be had again without a network.
+
+    Older packages go too.
+    """
     for path in source.folder.iterdir():
         if path.is_dir():
             remove_tree(path)
+    for record in work_dir().glob("*/package.json"):
+        if record.parent != source.folder:
+            remove_tree(record.parent)
 
 
 def _unpack_tarball(deb: Path, target: Path, stage: str, progress: Progress) -> None:
@@ -162,9 +168,8 @@ def _feed_tar(
 ) -> None:
     command = ["tar", "-x", unpacker, "-C", str(target), "--strip-components=1", "--no-same-owner"]
     command += [f"--exclude={pattern}" for pattern in _LEFT_OUT]
-    messages = target.with_name("unpack.log")
-    with storing(messages), messages.open("wb") as log:
-        tar = popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log.fileno())
+    with captured() as messages:
+        tar = popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages.fileno())
         assert tar.stdin is not None
         try:
             done = 0
@@ -178,9 +183,9 @@ def _feed_tar(
             status = tar.wait()
         finally:
             kill_group(tar)
-    text = messages.read_text(errors="replace")
+        text = text_of(messages)
     if "No space left on device" in text:
-        raise no_space(target.parent)
+        raise no_space()
     if status != 0:
         tool = {"--xz": "xz-utils", "--bzip2": "bzip2", "--zstd": "zstd"}.get(unpacker)
         mend = f"apt-get install {tool}" if tool and shutil.which(unpacker[2:]) is None else "try again"

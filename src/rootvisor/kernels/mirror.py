@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .apt import Apt, Package, system_distribution
 from .cache import kernels_dir, locked
-from .kernel import KernelError, Progress
+from .kernel import DiskFullError, KernelError, Progress
 from .sources import (
     Distribution,
     Source,
@@ -82,6 +82,8 @@ def _find_in_rounds(
         with locked("apt", progress, "fetching package lists"):
             try:
                 apt.update(progress, f"looking for kernels in {', '.join(suites)}")
+            except DiskFullError:
+                raise
             except KernelError as error:
                 failures.append(error)
                 continue

@@ -80,7 +80,7 @@ def build_newest(progress: Progress, refresh: bool) -> Kernel:
     origin = f"built from {source.package.name} {version}"
     _compile(tree, objects, f"building Linux {version}", progress)
     kernel = _publish(NAME, target, objects, origin, {"source_version": version})
-    linux_source.discard_tree(source)
+    linux_source.keep_only_package(source)
     return kernel
 
 
@@ -168,7 +168,8 @@ def _configure(command: list[str], tree: Path, objects: Path, log_path: Path) ->
     try:
         run([*command, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], env=_make_environment())
     except CommandFailed as error:
-        log_path.write_text(error.output)
+        with storing(log_path):
+            log_path.write_text(error.output)
         raise _build_error(error, log_path) from error
     missing = missing_options(FRAGMENT.read_text(), config.read_text(), _KnownOptions(tree))
     if missing:
@@ -222,7 +223,7 @@ def _publish(name: str, target: Path, objects: Path, origin: str, facts: dict[st
 
 def _build_error(error: CommandFailed, log_path: Path) -> KernelError:
     if "No space left on device" in error.output:
-        return no_space(log_path.parent)
+        return no_space()
     lines = [line.strip() for line in error.output.splitlines() if line.strip()]
     reason = next((line for line in lines if re.search(r"\berror: |\bfatal error\b|\*\*\* ", line)), "")
     return KernelError(

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _KEPT_LINES = 200
 _KILL_AFTER_S = 5.0
@@ -117,6 +119,19 @@ def read(argv: Sequence[str], *, cwd: Path | None = None) -> str:
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, done.stderr.decode(errors="replace"))
     return done.stdout.decode(errors="replace")
+
+
+@contextmanager
+def captured() -> Iterator[BinaryIO]:
+    """A file in memory for a program's messages: what it says about a full disk must not be lost on that disk."""
+    with os.fdopen(os.memfd_create("messages", os.MFD_CLOEXEC), "r+b") as file:
+        yield file
+
+
+def text_of(file: BinaryIO) -> str:
+    """All that has been written to a file of `captured`."""
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -26,7 +26,7 @@ from .cache import (
     write_record,
 )
 from .image import extract, vmlinux_of
-from .kernel import Kernel, KernelError, OfflineError, Progress
+from .kernel import DiskFullError, Kernel, KernelError, OfflineError, Progress
 from .mirror import find_configured, fresh_configured
 from .process import CommandFailed, run
 from .versions import kernel_series, version_key
@@ -87,16 +87,16 @@ def fetch(progress: Progress, refresh: bool = False) -> Kernel:
 
 
 def _fetch(progress: Progress, refresh: bool) -> Kernel:
+    need_space(kernels_dir(), _NEEDED_BYTES, "fetching the stock kernel")
     apt, packages = find_configured(candidates, progress, refresh)
     if not packages:
         raise KernelError(
             f"no kernel package >= {MIN_SERIES[0]}.{MIN_SERIES[1]} is offered here",
             "give a kernel of your own with --kernel PATH",
         )
-    need_space(kernels_dir(), _NEEDED_BYTES, "the stock kernel")
     try:
         return _obtain(apt, packages[0], progress)
-    except OfflineError:
+    except (DiskFullError, OfflineError):
         raise
     except KernelError:
         # The system's lists may name a package that the mirror has replaced since.
@@ -198,7 +198,7 @@ def _unpack(package: Path, folder: Path) -> None:
             run(["dpkg-deb", "--extract", str(package), str(folder)])
     except CommandFailed as error:
         if "No space left on device" in error.output:
-            raise no_space(folder) from error
+            raise no_space() from error
         raise KernelError(f"cannot unpack {package.name}: {error.output.strip()}", "try again") from error
 
 

@@ -84,9 +84,9 @@ def test_newest_no_space_is_refused_before_the_download(
 ) -> None:
     fake_apt.add("linux-source-7.3", "7.3-1", source_deb(tmp_path))
     monkeypatch.setattr(linux_source, "NEEDED_BYTES", 1 << 60)
-    with pytest.raises(KernelError, match="building linux-source-7.3 needs"):
+    with pytest.raises(KernelError, match="building a kernel needs"):
         newest(no_progress)
-    assert not [call for call in fake_apt.calls() if "download" in call]
+    assert fake_apt.calls() == []
 
 
 def test_downloaded_needs_a_whole_package(fake_apt: FakeApt, tmp_path: Path) -> None:

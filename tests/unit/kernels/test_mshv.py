@@ -43,7 +43,7 @@ def test_ensure_builds_once_and_keeps_only_package_and_kernel(
     assert kernel.vmlinux.read_bytes() == make_elf()
     assert kernel.config is not None
     assert kernel.config.read_bytes() == FRAGMENT.read_bytes()
-    assert work(cache) == ["build.log", "package.json", "source.deb", "unpack.log"]
+    assert work(cache) == ["build.log", "package.json", "source.deb"]
     mirror_with_source.switch("offline")
     assert ensure("mshv") == find("mshv") == kernel
     assert list_kernels() == [kernel]
@@ -57,12 +57,13 @@ def test_ensure_builds_offline_from_a_downloaded_package(mirror_with_source: Fak
     assert ensure("mshv") == kernel
 
 
-def test_build_asks_for_a_newer_source(mirror_with_source: FakeApt, tmp_path: Path) -> None:
+def test_build_asks_for_a_newer_source(mirror_with_source: FakeApt, tmp_path: Path, cache: Path) -> None:
     ensure("mshv")
     add_source(mirror_with_source, tmp_path, "7.4")
     assert ensure("mshv").origin.endswith("7.3-1")
     assert build().origin.endswith("7.4-1")
     assert ensure("mshv").origin.endswith("7.4-1")
+    assert [path.name for path in (cache / "work").iterdir()] == ["linux-source-7.4_7.4-1"]
 
 
 def test_build_nothing_newer_is_quick(mirror_with_source: FakeApt, stages: Stages) -> None:
