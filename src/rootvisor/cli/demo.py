@@ -181,8 +181,19 @@ def _numbers(result: dict[str, Any]) -> list[tuple[str, str]]:
     for name in ("exits", "hypercalls"):
         counts = report.get(name)
         if isinstance(counts, dict) and counts:
-            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            rows.append(
-                (name, f"{sum(counts.values())}: " + ", ".join(f"{key} {count}" for key, count in ordered))
-            )
+            rows.append((name, _counts(counts)))
     return rows
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """The sum, and the most frequent kinds."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{_short(name)} {count}" for name, count in ordered[:_MOST_FREQUENT]]
+    others = sum(count for _, count in ordered[_MOST_FREQUENT:])
+    if others:
+        shown.append(f"others {others}")
+    return f"{sum(counts.values())} ({', '.join(shown)})"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("HVCALL_").removeprefix("x86_")
