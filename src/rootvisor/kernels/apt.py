@@ -52,7 +52,7 @@ Quiet "2";
 Acquire::Languages "none";
 Acquire::PDiffs "false";
 Acquire::GzipIndexes "true";
-Acquire::Retries "3";
+Acquire::Retries "2";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled "false";
 Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled "false";
@@ -96,7 +96,7 @@ class Apt:
             )
         self._root = root
         lists = _SYSTEM_LISTS if sources is None else root / "state" / "lists"
-        with storing(root):
+        with storing():
             for folder in ("state/lists/partial", "cache/archives/partial", "sources", "log"):
                 make_dir(root / folder)
             (root / "status").touch()
@@ -153,7 +153,7 @@ class Apt:
         partial = make_dir(folder / f".{package.file_stem}.partial")
         progress(stage, 0, package.size_bytes)
         output = self._download_into(partial, package, stage, progress)
-        with storing(folder):
+        with storing():
             for file in partial.glob("*.deb"):
                 if has_content(file, package):
                     file.rename(target)

@@ -32,7 +32,7 @@ def cache_dir() -> Path:
         return Path(given).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says that a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "rootvisor"
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")).absolute() / "rootvisor"
 
 
 def kernels_dir() -> Path:
@@ -44,25 +44,23 @@ def kernels_dir() -> Path:
 
 def make_dir(path: Path) -> Path:
     """Make a folder of the cache with its parents."""
-    with storing(path):
+    with storing():
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def storing() -> Iterator[None]:
     """Turns what the file system refuses while the cache is written into a `KernelError` that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space() from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise KernelError(
-                f"cannot write the cache {path}: {os.strerror(error.errno)}",
-                "set ROOTVISOR_CACHE to a folder that you can write",
-            ) from error
-        raise
+        raise KernelError(
+            f"cannot write the cache {cache_dir()}: {error.strerror or error}",
+            "set ROOTVISOR_CACHE to a folder that you can write",
+        ) from error
 
 
 def no_space() -> DiskFullError:
@@ -88,7 +86,7 @@ def need_space(path: Path, needed_bytes: int, what: str) -> None:
 def locked(name: str, progress: Progress, what: str) -> Iterator[None]:
     """Hold the lock `name` of the kernels folder; waits, and says so, while another process holds it."""
     path = kernels_dir() / f".{name}.lock"
-    with storing(path):
+    with storing():
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -113,7 +111,7 @@ def publishing(target: Path) -> Iterator[Path]:
     remove_tree(draft)
     make_dir(draft)
     try:
-        with storing(target):
+        with storing():
             yield draft
             remove_tree(target)
             draft.rename(target)

@@ -96,7 +96,7 @@ def extract(bzimage: bytes, target: Path) -> bool:
         return False
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with storing(target):
+        with storing():
             draft.write_bytes(elf)
             draft.rename(target)
     finally:

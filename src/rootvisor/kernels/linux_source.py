@@ -92,7 +92,7 @@ def newest(progress: Progress) -> SourcePackage:
     source = SourcePackage(package, make_dir(work_dir() / package.file_stem))
     if not has_content(source.deb, package):
         file = apt.download(package, source.folder, progress)
-        with storing(source.folder):
+        with storing():
             file.rename(source.deb)
             (source.folder / "package.json").write_text(json.dumps(asdict(package)))
     return source
@@ -125,7 +125,7 @@ def unpack(source: SourcePackage, progress: Progress) -> Path:
     remove_tree(draft)
     make_dir(draft)
     _unpack_tarball(source.deb, draft, f"unpacking {source.package.name}", progress)
-    with storing(source.folder):
+    with storing():
         draft.rename(source.tree)
     return source.tree
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .apt import Apt, Package, system_distribution
 from .cache import kernels_dir, locked
-from .kernel import DiskFullError, KernelError, Progress
+from .kernel import DiskFullError, KernelError, OfflineError, Progress
 from .sources import (
     Distribution,
     Source,
@@ -57,7 +57,7 @@ def fresh_configured(progress: Progress) -> Apt:
 def find_newest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]:
     """What `choose` finds in any suite of the mirror; the suites with the newest kernels are looked at first.
 
-    Raises `OfflineError` if no suite could be reached, `KernelError` if none could be used.
+    Raises `OfflineError` if the mirror cannot be reached, `KernelError` if none could be used.
     """
     return _find_in_rounds("newest", newest_first(system_distribution(), _series()), choose, progress)
 
@@ -82,7 +82,7 @@ def _find_in_rounds(
         with locked("apt", progress, "fetching package lists"):
             try:
                 apt.update(progress, f"looking for kernels in {', '.join(suites)}")
-            except DiskFullError:
+            except (DiskFullError, OfflineError):
                 raise
             except KernelError as error:
                 failures.append(error)

@@ -142,17 +142,21 @@ def _compile(tree: Path, objects: Path, stage: str, progress: Progress) -> None:
     _configure(command, tree, objects, log_path)
     total = _EXPECTED_OBJECTS
     done = _count_objects(objects)
-    with storing(log_path), log_path.open("w", buffering=1) as log:
+    with storing():
+        log = log_path.open("w", buffering=1)
+    with log:
 
         def on_line(line: str) -> None:
             nonlocal done
-            log.write(line + "\n")
+            with storing():
+                log.write(line + "\n")
             if _OBJECT_LINE.match(line):
                 done += 1
                 progress(stage, min(done, total), total)
 
         progress(stage, min(done, total), total)
-        jobs = f"-j{len(os.sched_getaffinity(0)) + 1}"  # one more, for those that wait for the disk
+        # One job more than processors, for those that wait for the disk.
+        jobs = f"-j{len(os.sched_getaffinity(0)) + 1}"
         try:
             run([*command, jobs, "bzImage"], env=_make_environment(), on_line=on_line)
         except CommandFailed as error:
@@ -168,7 +172,7 @@ def _configure(command: list[str], tree: Path, objects: Path, log_path: Path) ->
     try:
         run([*command, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], env=_make_environment())
     except CommandFailed as error:
-        with storing(log_path):
+        with storing():
             log_path.write_text(error.output)
         raise _build_error(error, log_path) from error
     missing = missing_options(FRAGMENT.read_text(), config.read_text(), _KnownOptions(tree))
@@ -178,7 +182,7 @@ def _configure(command: list[str], tree: Path, objects: Path, log_path: Path) ->
             f"this Linux does not take {', '.join(missing)} of {FRAGMENT.name}",
             "another option that it depends on is off: add that one to the fragment",
         )
-    with storing(stamp):
+    with storing():
         stamp.write_text(fragment_hash())
 
 

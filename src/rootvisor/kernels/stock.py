@@ -194,7 +194,7 @@ def _modules_package(apt: Apt, release: str) -> Iterator[Package]:
 
 def _unpack(package: Path, folder: Path) -> None:
     try:
-        with storing(folder):
+        with storing():
             run(["dpkg-deb", "--extract", str(package), str(folder)])
     except CommandFailed as error:
         if "No space left on device" in error.output:

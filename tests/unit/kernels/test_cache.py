@@ -20,7 +20,7 @@ from rootvisor.kernels.cache import (
     storing,
     write_record,
 )
-from rootvisor.kernels.kernel import no_progress
+from rootvisor.kernels.kernel import DiskFullError, no_progress
 from tests.unit.kernels.conftest import Stages
 
 
@@ -45,17 +45,19 @@ def test_kernels_dir_that_cannot_be_made_names_the_variable(
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "Read-only")],
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, DiskFullError, "no space left .* free some space"),
+        (errno.EDQUOT, DiskFullError, "no space left"),
+        (errno.EROFS, KernelError, "Read-only .* ROOTVISOR_CACHE"),
+        (errno.EIO, KernelError, "Input/output"),
+    ],
 )
-def test_storing_explains_what_the_file_system_refuses(number: int, words: str, tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=words), storing(tmp_path):
+def test_storing_explains_what_the_file_system_refuses(
+    number: int, kind: type[KernelError], words: str, cache: Path
+) -> None:
+    with pytest.raises(kind, match=words), storing():
         raise OSError(number, os.strerror(number))
-
-
-def test_storing_passes_on_other_errors(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), storing(tmp_path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_need_space_refuses_before_the_work(tmp_path: Path) -> None:
