@@ -23,17 +23,19 @@ from rootvisor.kernels import KernelError, cache_dir
 from . import cache
 from .command_lines import FIRST_STAGE, ROOT_TAG
 from .errors import ApplianceError
+from .holder import holder_program
 from .modules import module_files, module_name, read_module
 from .request import Request
 
 #: Goes into the name of the modules' archive in the cache; change it when the archive changes its form.
-_FORMAT = 2
+_FORMAT = 3
 _FOLDER = os.path.dirname(FIRST_STAGE)
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: Runs before the init of `boot`: what a host of virtual machines needs and other guests of ours do not.
-#: Modules first, while there is one processor (see command_lines.KERNEL_ARGS); the others come up while the init
-#: goes on. Guest memory is shmem, which gets huge pages only where this is allowed, and far exceeds what is used.
+#: Modules and the machine of `holder` first, while there is one processor (see command_lines.KERNEL_ARGS); the
+#: others come up while the init goes on. Guest memory is shmem, which gets huge pages only where this is allowed,
+#: and far exceeds what is used.
 _FIRST_STAGE = rf"""#!/rootvisor/busybox sh
 cd {_FOLDER}
 b=/rootvisor/busybox
@@ -43,6 +45,14 @@ $b mount -t sysfs sys sys
 while read -r module; do
     $b insmod $module || {{ echo "cannot load the kernel module $module"; $b poweroff -f; }}
 done <order
+$b mknod kvm c 10 232
+./hold &
+tries=0
+until $b ls -l proc/$!/fd | $b grep -q kvm-vcpu || [ $tries -ge 400 ]; do
+    tries=$((tries + 1))
+    $b usleep 5000
+done
+echo $! >/rootvisor/spared
 (for cpu in sys/devices/system/cpu/cpu[1-9]*/online; do echo 1 >$cpu; done) 2>/dev/null &
 echo advise >sys/kernel/mm/transparent_hugepage/shmem_enabled
 echo 1 >proc/sys/vm/overcommit_memory
@@ -106,6 +116,7 @@ def _modules_archive(folder: str) -> bytes:
     archive = CpioWriter()
     archive.character_device("/dev/null", 1, 3, 0o666)
     archive.file(FIRST_STAGE, _FIRST_STAGE.encode(), 0o755)
+    archive.file(f"{_FOLDER}/hold", holder_program(), 0o755)
     archive.file(f"{_FOLDER}/order", "".join(f"{module_name(path)}\n" for path in files).encode())
     for path in files:
         archive.file(f"{_FOLDER}/{module_name(path)}", read_module(path))
