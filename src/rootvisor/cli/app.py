@@ -26,6 +26,7 @@ _COMMANDS = {
     "kernel": "rootvisor.cli.kernel:kernel",
     "doctor": "rootvisor.cli.doctor:doctor",
     "trace": "rootvisor.cli.trace:trace",
+    "bench": "rootvisor.cli.bench:bench",
 }
 """Command name to `module:attribute`. A command's module is imported when it is used: start-up stays quick.
 """
