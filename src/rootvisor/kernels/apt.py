@@ -92,7 +92,7 @@ class Apt:
         if shutil.which("apt-get") is None:
             raise KernelError(
                 "this machine has no apt to fetch a kernel with",
-                "give a kernel of your own with --kernel PATH",
+                "give one with --kernel PATH, or build one with: rootvisor kernel build mshv --source DIR",
             )
         self._root = root
         lists = _SYSTEM_LISTS if sources is None else root / "state" / "lists"
@@ -228,7 +228,7 @@ def system_distribution() -> Distribution:
     if found is None:
         raise KernelError(
             "this is neither Debian nor Ubuntu, so there is no package to take a kernel from",
-            "give a kernel of your own with --kernel PATH",
+            "give one with --kernel PATH, or build one with: rootvisor kernel build mshv --source DIR",
         )
     return found
 

@@ -86,7 +86,7 @@ def newest(progress: Progress) -> SourcePackage:
     if not packages:
         raise KernelError(
             f"the package mirror offers no linux-source >= {MIN_SERIES[0]}.{MIN_SERIES[1]} in any suite",
-            "give a kernel of your own with --kernel PATH",
+            "give one with --kernel PATH, or build one with: rootvisor kernel build mshv --source DIR",
         )
     package = packages[0]
     source = SourcePackage(package, make_dir(work_dir() / package.file_stem))
@@ -189,4 +189,5 @@ def _feed_tar(
     if status != 0:
         tool = {"--xz": "xz-utils", "--bzip2": "bzip2", "--zstd": "zstd"}.get(unpacker)
         mend = f"apt-get install {tool}" if tool and shutil.which(unpacker[2:]) is None else "try again"
-        raise KernelError(f"tar cannot unpack the kernel source: {text.strip()[-200:]}", mend)
+        reason = next(iter(text.splitlines()), f"status {status}")
+        raise KernelError(f"tar cannot unpack the kernel source: {reason}", mend)
