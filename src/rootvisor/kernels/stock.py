@@ -199,7 +199,7 @@ def _unpack(package: Path, folder: Path) -> None:
     except CommandFailed as error:
         if "No space left on device" in error.output:
             raise no_space() from error
-        raise KernelError(f"cannot unpack {package.name}: {error.output.strip()}", "try again") from error
+        raise KernelError(f"cannot unpack {package.name}: {_one_line(error.output)}", "try again") from error
 
 
 def _run_depmod(root: Path, release: str) -> None:
@@ -209,7 +209,11 @@ def _run_depmod(root: Path, release: str) -> None:
     try:
         run([depmod, "-b", str(root), release])
     except CommandFailed as error:
-        raise KernelError(f"depmod failed: {error.output.strip()[-200:]}", "try again") from error
+        raise KernelError(f"depmod failed: {_one_line(error.output)}", "try again") from error
+
+
+def _one_line(output: str) -> str:
+    return " ".join(output.split())[:200]
 
 
 def _rank(name: str) -> int:
