@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 
-.PHONY: help setup dev demo check test bench soak format clean
+.PHONY: help setup dev kernels demo check test bench soak format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -16,6 +16,10 @@ setup: ## system packages, virtual environment, .venv/bin/rootvisor (quick when 
 dev: ## setup, and the tools for check and test
 	@scripts/setup --dev
 
+kernels: setup ## both kernels, fetched and built into the cache (once: minutes)
+	$(VENV)/bin/rootvisor kernel build stock
+	$(VENV)/bin/rootvisor kernel build mshv
+
 demo: setup ## boot the root partition and show the evidence
 	$(VENV)/bin/rootvisor demo
 
@@ -25,7 +29,7 @@ check: dev ## lint, formatting, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -q tests/unit/test_layers.py
 
-test: check ## check, then every test
+test: check kernels ## check, then every test
 	$(VENV)/bin/pytest
 
 bench: setup ## side by side with QEMU
