@@ -114,5 +114,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, __file__.rsplit("/", 3)[0])
-    sys.path.remove(__file__.rsplit("/", 1)[0]) if __file__.rsplit("/", 1)[0] in sys.path else None
     sys.exit(main())

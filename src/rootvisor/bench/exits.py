@@ -1,126 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of an exit: the same guest on the same machine, answered by our VP loop and by a loop in C."""
+"""What an exit costs: the same guest under our run loop and under a C loop, in turns, each in a process of its own."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from statistics import median
-from time import perf_counter_ns
+from rootvisor.bench.figures import parse_marks, spans
+from rootvisor.bench.guest_code import KINDS
 
-from rootvisor.bench.probe import END, KINDS, MARK_PORT
-from rootvisor.hypervisor.hypercall_abi import PORT as HYPERCALL_PORT
-from rootvisor.hypervisor.hypervisor import Hypervisor
-from rootvisor.kvm.selftest import run_guest
-from rootvisor.kvm.system import Kvm
-from rootvisor.machine.computer import Computer
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
-_MEMORY_BYTES = 128 << 20
+TURNS = 3
+ROUNDS = 7
+EXITS = 1000
+"""TURNS x ROUNDS x EXITS exits of each kind on each side."""
+
 _DEADLINE_S = 120.0
 
-
-class BenchError(Exception):
-    """A measurement failed; one line."""
-
-
-class _Marks:
-    """The device behind the mark port: notes when which mark came, ends the partition at the last."""
-
-    def __init__(self, computer: Computer) -> None:
-        self._partition = computer.partition
-        self.times: dict[int, int] = {}
-
-    def read(self, _offset: int, _size: int) -> int:
-        """Nothing to read."""
-        return 0xFF
-
-    def write(self, _offset: int, _size: int, value: int) -> None:
-        """A mark."""
-        self.times[value] = perf_counter_ns()
-        if value == END:
-            self._partition.end("poweroff", "the probe is done")
+SIDES = ("rootvisor", "c", "c_lean")
+"""`c` has KVM hand over the registers that our loop needs (the same ioctl on the same state), `c_lean` the least."""
 
 
-class _Probe:
-    """One machine with the probe loaded."""
-
-    def __init__(self, image: str) -> None:
-        kvm = Kvm()
-        _problem, xsave = run_guest(kvm)
-        self.hypervisor = Hypervisor(kvm)
-        self.computer = Computer(self.hypervisor, _MEMORY_BYTES, 1, None)
-        self.marks = _Marks(self.computer)
-        self.computer.partition.ports.add(MARK_PORT, 1, self.marks)
-        self.computer.load(image, [], "", xsave)
-
-    def close(self) -> None:
-        """Take the machine apart."""
-        self.hypervisor.close()
-        self.computer.close()
+class ExitLoopError(Exception):
+    """An exit loop failed; one line."""
 
 
-def measure(image: str, library: str, count: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Nanoseconds per exit by kind, ours and C's (medians over the rounds, taken in turn), and their ratio.
-
-    `image` is `probe.elf_image(count)` in a file, `library` the compiled exit_loop.c. Raises `BenchError`.
-    """
-    ours: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    theirs: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(rounds):
-        for run, results in ((_run_ours, ours), (_run_c, theirs)):
-            times = run(image, library)
-            for number, kind in enumerate(KINDS):
-                results[kind].append((times[2 * number + 1] - times[2 * number]) / count)
-    table = {}
-    for kind in KINDS:
-        rootvisor_ns, c_ns = median(ours[kind]), median(theirs[kind])
-        table[kind] = {
-            "rootvisor_ns": round(rootvisor_ns),
-            "c_ns": round(c_ns),
-            "ratio": round(rootvisor_ns / c_ns, 3),
-        }
-    return table
+def measure(job: dict[str, Any], progress: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+    """Side -> kind -> microseconds per exit of every round. Raises ExitLoopError."""
+    commands = {"rootvisor": [*job["exit_loop_argv"], job["exit_image"]]}
+    if job["c_loop"]:
+        commands["c"] = [job["c_loop"], job["exit_image"], "3"]
+        commands["c_lean"] = [job["c_loop"], job["exit_image"], "0"]
+    found: dict[str, dict[str, list[float]]] = {side: {kind: [] for kind in KINDS} for side in commands}
+    for turn in range(TURNS):
+        progress(f"exits: turn {turn + 1} of {TURNS}")
+        for side, argv in commands.items():
+            for kind, values in spans(parse_marks(_run(argv)), KINDS, EXITS).items():
+                found[side][kind] += values
+    return found
 
 
-def _run_ours(image: str, _library: str) -> dict[int, int]:
-    import select
-    import signal
-    import sys
+def _run(argv: list[str]) -> str:
+    import subprocess
 
-    signal.signal(signal.SIGUSR1, lambda *_: None)  # interrupts KVM_RUN, as in machine.main
-    sys.setswitchinterval(1e-4)
-    probe = _Probe(image)
     try:
-        partition = probe.computer.partition
-        partition.start()
-        waiting = select.poll()
-        waiting.register(partition.ended_fd, select.POLLIN)
-        waiting.poll(_DEADLINE_S * 1000)
-        partition.stop()
-        if END not in probe.marks.times:
-            raise BenchError(
-                f"the probe did not end: {partition.ended or 'out of time'} {partition.detail}".strip()
-            )
-        return probe.marks.times
-    finally:
-        probe.close()
-
-
-def _run_c(image: str, library: str) -> dict[int, int]:
-    loop = ctypes.CDLL(library).exit_loop
-    probe = _Probe(image)
-    try:
-        vcpu = probe.computer.partition.vps[0].vcpu
-        run = (ctypes.c_char * len(vcpu.u8)).from_buffer(vcpu.u8)
-        times = (ctypes.c_longlong * 256)()
-        why = ctypes.c_int()
-        failed = loop(
-            vcpu.fd, ctypes.byref(run), MARK_PORT, HYPERCALL_PORT, END, ctypes.byref(times), ctypes.byref(why)
-        )
-        del run
-        if failed:
-            reason = os.strerror(-why.value) if why.value < 0 else f"exit reason {why.value}"
-            raise BenchError(f"the C loop stopped: {reason}")
-        return dict(enumerate(times))
-    finally:
-        probe.close()
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ExitLoopError(f"{argv[0]}: {error}") from error
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        raise ExitLoopError(f"{argv[-2]} ended with status {done.returncode}: {words[-1] if words else ''}")
+    return done.stdout

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares a bench on this machine and runs its inner part with KVM: here, or in one boot of the appliance."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rootvisor.appliance import ApplianceError, Request
+from rootvisor.appliance import run as run_in_appliance
+from rootvisor.bench import exits, guest_code
+
+_APPLIANCE_MIB = 3072
+_DEADLINE_S = 1200.0
+_BUDGET_S = 150.0
+"""Seconds after which no further round of boots begins (the first is always run)."""
+
+
+class BenchError(Exception):
+    """The bench could not run; `mend` says what helps (may be empty)."""
+
+    def __init__(self, message: str, mend: str = "") -> None:
+        super().__init__(message)
+        self.mend = mend
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """What is compared: the kernel (`image`, its ELF `vmlinux` or None), how our machine is started (`machine_argv`
+    takes a description file as its last word), boots per side and configuration."""
+
+    image: str
+    vmlinux: str | None
+    name: str
+    version: str
+    runs: int
+    python: Sequence[str]
+    machine_argv: Sequence[str]
+
+
+def measure(
+    request: BenchRequest, folder: Path, *, appliance: bool, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run the bench; `folder` is private, empty and visible in the appliance. Gives the inner part's results, with
+    `qemu` and `gcc`: None, or why that column is empty. Raises BenchError."""
+    job, missing = _prepare(request, folder)
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    inner = Path(guest_code.__file__).with_name("inner.py").resolve()
+    argv = [*request.python, str(inner), str(path)]
+    progress("starting the appliance" if appliance else "starting")
+    status, words = _run(argv, folder, appliance, progress)
+    try:
+        results: dict[str, Any] = json.loads(Path(job["results"]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        last = words.strip().splitlines()
+        detail = last[-1].removeprefix("rootvisor: ") if last else f"status {status}"
+        raise BenchError(f"the bench failed: {detail}", "is another KVM user running? Try again") from None
+    return results | missing
+
+
+def _prepare(request: BenchRequest, folder: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Write the guest programs, compile the C loop; the job, and what is missing on this machine."""
+    (folder / "initramfs").write_bytes(guest_code.initramfs())
+    (folder / "exit_image").write_bytes(guest_code.exit_image(exits.ROUNDS, exits.EXITS))
+    c_loop, gcc_problem = _compile(folder)
+    qemu = shutil.which("qemu-system-x86_64")
+    here = Path(guest_code.__file__).resolve().parent
+    job = {
+        "kernel": {
+            "image": request.image,
+            "vmlinux": request.vmlinux,
+            "name": request.name,
+            "version": request.version,
+        },
+        "initramfs": str(folder / "initramfs"),
+        "exit_image": str(folder / "exit_image"),
+        "exit_loop_argv": [*request.python, str(here / "exit_loop.py")],
+        "c_loop": c_loop,
+        "machine_argv": list(request.machine_argv),
+        "qemu": qemu,
+        "runs": request.runs,
+        "budget_s": _BUDGET_S,
+        "scratch": None,
+        "results": str(folder / "results.json"),
+    }
+    qemu_problem = None if qemu else "qemu-system-x86_64 is missing; apt-get install qemu-system-x86"
+    return job, {"qemu": qemu_problem, "gcc": gcc_problem}
+
+
+def _compile(folder: Path) -> tuple[str | None, str | None]:
+    """The C loop's program, or None and why there is none."""
+    source = Path(guest_code.__file__).resolve().with_name("exit_loop.c")
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return None, "gcc is missing; apt-get install gcc libc6-dev"
+    target = folder / "exit_loop"
+    done = subprocess.run(
+        [compiler, "-O2", "-static", "-o", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), "it does not compile")
+        return None, f"{' '.join(first.split())}; apt-get install libc6-dev"
+    return str(target), None
+
+
+def _run(argv: list[str], folder: Path, appliance: bool, progress: Callable[[str], None]) -> tuple[int, str]:
+    """Run the inner part; its status and what it said on stderr."""
+    read, write = os.pipe()
+
+    def watch() -> None:
+        with open(read, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                progress(line.strip())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    complaints = folder / "stderr"
+    try:
+        with open(os.devnull, "rb") as stdin, complaints.open("wb") as stderr:
+            if appliance:
+                try:
+                    status = run_in_appliance(
+                        Request(
+                            argv=argv,
+                            cwd="/",
+                            env=dict(os.environ),
+                            streams=(stdin.fileno(), write, stderr.fileno()),
+                            writable=[str(folder)],
+                            memory_mib=_APPLIANCE_MIB,
+                            cpus=max(1, min(2, len(os.sched_getaffinity(0)))),
+                            timeout=_DEADLINE_S,
+                        )
+                    )
+                except ApplianceError as error:
+                    raise BenchError(str(error)) from error
+            else:
+                status = _run_here(argv, stdin.fileno(), write, stderr.fileno())
+    finally:
+        os.close(write)
+        watcher.join(5.0)
+    return status, complaints.read_text(encoding="utf-8", errors="replace")
+
+
+def _run_here(argv: list[str], stdin: int, stdout: int, stderr: int) -> int:
+    process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr)
+    try:
+        return process.wait(_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"the bench did not end within {_DEADLINE_S:.0f} s") from None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
