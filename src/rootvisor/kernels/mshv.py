@@ -55,8 +55,9 @@ _HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
 
 
 def fragment_hash() -> str:
-    """Names the configuration in cache keys."""
-    return hashlib.sha256(FRAGMENT.read_bytes()).hexdigest()[:12]
+    """Names the configuration in cache keys; comments do not count."""
+    options = "".join(f"{name}={value}\n" for name, value in sorted(_options(FRAGMENT.read_text())))
+    return hashlib.sha256(options.encode()).hexdigest()[:12]
 
 
 def build_newest(progress: Progress, refresh: bool) -> Kernel:

@@ -77,7 +77,7 @@ def test_find_passes_over_kernels_of_another_configuration(
 ) -> None:
     old = ensure("mshv")
     fragment = tmp_path / "other.config"
-    fragment.write_text("CONFIG_MSHV_ROOT=y\n# changed\n")
+    fragment.write_text("CONFIG_MSHV_ROOT=y\nCONFIG_OTHER=y\n")
     monkeypatch.setattr(mshv, "FRAGMENT", fragment)
     assert find("mshv") is None
     new = ensure("mshv")
@@ -181,6 +181,20 @@ def test_missing_options_passes_over_what_this_linux_does_not_know() -> None:
     fragment = "CONFIG_NEW=y\nCONFIG_MSHV_ROOT=y\n"
     assert missing_options(fragment, "", known().__contains__) == ["CONFIG_MSHV_ROOT=y"]
     assert missing_options(fragment, "CONFIG_MSHV_ROOT=y\n", known("NEW").__contains__) == ["CONFIG_NEW=y"]
+
+
+def test_fragment_hash_goes_by_the_options_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fragment = tmp_path / "fragment"
+    monkeypatch.setattr(mshv, "FRAGMENT", fragment)
+    hashes = []
+    for text in (
+        "CONFIG_A=y\nCONFIG_B=y\n",
+        "# words\nCONFIG_B=y\n\nCONFIG_A=y\n",
+        "CONFIG_A=y\nCONFIG_B=n\n",
+    ):
+        fragment.write_text(text)
+        hashes.append(mshv.fragment_hash())
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_fragment_names_each_option_once() -> None:
