@@ -11,6 +11,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from ..kvm import abi
+from ..kvm.vcpu import FPU_XMM
 from ..tlfs import status
 from ..tlfs.hypercalls import (
     CONTROL_CODE,
@@ -38,6 +39,8 @@ PAGE_CODE = bytes((0xF3, 0x0F, 0x1E, 0xFA, 0xE7, PORT, 0xC3))
 _OUT_OFFSET = 4
 #: A rep call gives the VP back after this long, with at least one repetition done (TLFS: 50 us).
 SLICE_NS = 50_000
+#: Calls with codes that do not exist are counted together, or a guest could grow the table.
+UNKNOWN_CODE = 0xFFFF
 _FAST_PLAIN = 16
 _FAST_XMM = 112
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -50,7 +53,7 @@ _RIP = _BASE + 16
 _RFLAGS = _BASE + 17
 _DIRTY = abi.RUN_DIRTY_REGS // 8
 _SREGS = abi.RUN_SYNC + 144
-_CS_L = _SREGS + 18
+_CS_L = _SREGS + abi.SREGS_CS + abi.SEGMENT_L
 _SS_DPL = _SREGS + abi.SREGS_SS + abi.SEGMENT_DPL
 _CR0 = (_SREGS + abi.SREGS_CR0) // 8
 _EFER = (_SREGS + abi.SREGS_EFER) // 8
@@ -81,7 +84,6 @@ def execute(vp: VirtualProcessor) -> None:
         first = (u64[_RBX] & 0xFFFFFFFF) << 32 | u64[_RCX] & 0xFFFFFFFF
         second = (u64[_RDI] & 0xFFFFFFFF) << 32 | u64[_RSI] & 0xFFFFFFFF
     code = control & CONTROL_CODE
-    vp.hypercalls[code] = vp.hypercalls.get(code, 0) + 1
     trace = vp.trace
     started = perf_counter_ns() if trace is not None else 0
     vp.call_input = _EMPTY
@@ -122,6 +124,8 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     """Checks and runs one call; returns repetitions done (0 for a call without)."""
     partition = vp.partition
     call = TABLE.calls.get(code)
+    counted = code if call is not None else UNKNOWN_CODE
+    vp.hypercalls[counted] = vp.hypercalls.get(counted, 0) + 1
     if call is None:
         raise HvError(status.INVALID_HYPERCALL_CODE)
     if call.privilege & ~partition.privileges:
@@ -161,14 +165,22 @@ def _run(
 ) -> int:
     kind = call.kind
     fields = call.unpack(data, 0) if call.unpack is not None else ()
-    if kind == REP:
-        vp.deadline = perf_counter_ns() + SLICE_NS
-        done: int = call.handler(vp, data[call.size :], output, start, count, *fields)
-        return done
-    if kind == SIMPLE:
-        answer = call.handler(vp, *fields)
-    else:
-        answer = call.handler(vp, data[call.size :], *fields)
+    with vp.partition.hypervisor.lock:
+        if kind == REP:
+            vp.deadline = perf_counter_ns() + SLICE_NS
+            try:
+                done: int = call.handler(vp, data[call.size :], output, start, count, *fields)
+            except HvError as error:
+                if (
+                    error.reps is None
+                ):  # refused before its first element: those before it are done all the same
+                    error.reps = start
+                raise
+            return done
+        if kind == SIMPLE:
+            answer = call.handler(vp, *fields)
+        else:
+            answer = call.handler(vp, data[call.size :], *fields)
     if answer is not None:
         output[: len(answer)] = answer
     return 0
@@ -202,14 +214,15 @@ def _fast(
     if out_size and (not features & FEATURE_XMM_OUTPUT or not long_mode):
         raise UndefinedOpcode
     fpu = vp.vcpu.fpu()
-    block[16:112] = fpu[160:256]
+    block[16:112] = fpu[FPU_XMM : FPU_XMM + 96]
     view = memoryview(block)
     vp.call_input = view[:in_size]
-    done = _run(vp, call, view[:in_size], view[output_at : output_at + out_size], start, count)
-    if out_size:
-        u64 = vp.vcpu.u64
-        u64[_RDX] = int.from_bytes(block[0:8], "little")
-        u64[_R8] = int.from_bytes(block[8:16], "little")
-        fpu[160:256] = block[16:112]
-        vp.vcpu.set_fpu(fpu)
-    return done
+    try:
+        return _run(vp, call, view[:in_size], view[output_at : output_at + out_size], start, count)
+    finally:  # a rep call that fails has completed some elements
+        if out_size:
+            u64 = vp.vcpu.u64
+            u64[_RDX] = int.from_bytes(block[0:8], "little")
+            u64[_R8] = int.from_bytes(block[8:16], "little")
+            fpu[FPU_XMM : FPU_XMM + 96] = block[16:112]
+            vp.vcpu.set_fpu(fpu)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from ..kvm.system import Kvm
 from ..tlfs import hypercalls, status
 from . import calls
@@ -36,6 +38,7 @@ class Hypervisor:
 
     __slots__ = (
         "kvm",
+        "lock",
         "logical_processors",
         "max_lps",
         "max_vps",
@@ -48,6 +51,8 @@ class Hypervisor:
     def __init__(self, kvm: Kvm, scheduler: int = hypercalls.SCHEDULER_HYPERVISOR) -> None:
         calls.load()
         self.kvm = kvm
+        #: held while a hypercall does its work, so that the calls of two VPs do not mix
+        self.lock = allocate_lock()
         self.scheduler = scheduler
         self.version = Version()
         self.max_vps = MAX_VPS

@@ -57,6 +57,17 @@ class OverlayPage:
             self.view = view
         self.value = value
 
+    def can_move(self, value: int) -> bool:
+        """Whether the page of this MSR value is memory."""
+        gpn = value >> PAGE_GPN_SHIFT
+        if gpn == self.gpn:
+            return True
+        try:
+            self._memory.view(gpn << PAGE_GPN_SHIFT, PAGE_SIZE)
+        except AddressError:
+            return False
+        return True
+
     def disable(self) -> None:
         """Clears bit 0; the GPA stays readable, because a root reads it again after off-line and on-line."""
         self.value &= ~PAGE_ENABLE

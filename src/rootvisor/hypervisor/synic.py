@@ -55,12 +55,16 @@ class Synic:
         with self._lock:
             queue = self._queues[sint]
             if len(queue) >= QUEUE_LIMIT:
+                self._deliver(sint)  # the guest may have freed the slot and forgotten EOM
+            if len(queue) >= QUEUE_LIMIT:
                 raise HvError(status.INSUFFICIENT_BUFFERS)
             queue.append(message)
             self._deliver(sint)
 
     def end_of_message(self) -> None:
         """EOM: every SINT whose slot is free gets its next message."""
+        if not self.scontrol & 1 or not self.simp.enabled:
+            return  # what waits is kept
         with self._lock:
             for sint, queue in enumerate(self._queues):
                 if queue:

@@ -54,7 +54,7 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
         table[msrs.APIC_FREQUENCY] = (lambda: partition.apic_hz), None
     if granted & privileges.ACCESS_INTR_CTRL_REGS:
         table[msrs.EOI] = None, _write_eoi(vp)
-        table[msrs.ICR] = (lambda: vp.vcpu.get_msr(_X2APIC_ICR)), _write_icr(vp)
+        table[msrs.ICR] = _read_icr(vp), _write_icr(vp)
         table[msrs.TPR] = (lambda: vp.vcpu.get_msr(_X2APIC_TPR)), _write_tpr(vp)
         table[msrs.VP_ASSIST_PAGE] = _page_accessors(vp.assist_page)
     if granted & privileges.ACCESS_SYNIC_REGS:
@@ -107,6 +107,8 @@ def _write_hypercall(vp: VirtualProcessor) -> Write:
     def write(value: int) -> None:
         if partition.hypercall_page.value & 2:  # locked until reset
             raise GeneralProtection
+        if not partition.hypercall_page.can_move(value):
+            raise GeneralProtection
         if not partition.guest_os_id:
             value &= ~msrs.PAGE_ENABLE  # enable silently stays off without an OS identity
         page = partition.hypercall_page
@@ -144,6 +146,14 @@ def _write_eoi(vp: VirtualProcessor) -> Write:
             raise GeneralProtection
 
     return write
+
+
+def _read_icr(vp: VirtualProcessor) -> Read:
+    def read() -> int:
+        value = vp.vcpu.get_msr(_X2APIC_ICR)
+        return (value >> 32 & 0xFF) << 56 | value & 0xFFFFFFFF
+
+    return read
 
 
 def _write_icr(vp: VirtualProcessor) -> Write:

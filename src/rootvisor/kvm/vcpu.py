@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from .vm import Vm
 
+#: Offset of the XMM registers in ``struct kvm_fpu``: after 128 bytes of x87 registers and 24 of control words.
+FPU_XMM = 152
+
 _REGS = struct.Struct("<18Q")
 _SEGMENT = struct.Struct("<QIHBBBBBBBBBx")
 #: Position of each segment register in struct kvm_sregs.
@@ -113,7 +116,7 @@ class Vcpu:
         return int.from_bytes(buffer[16:24], "little")
 
     def fpu(self) -> bytearray:
-        """``struct kvm_fpu`` (416 bytes): XMM n lies at 160 + 16 * n."""
+        """``struct kvm_fpu`` (416 bytes): XMM n lies at :data:`FPU_XMM` + 16 * n."""
         buffer = bytearray(416)
         self.ioctl(abi.KVM_GET_FPU, buffer)
         return buffer

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""These tests need KVM that runs ring-0 code. Elsewhere tests/integration/test_kvm_suite.py runs them in the appliance.
+
+With ROOTVISOR_KVM_REQUIRED set, a machine without usable KVM is a failure instead of a reason to skip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from rootvisor.kvm import abi
+from rootvisor.kvm.system import Kvm
+from tests.kvm.guest import Guest
+
+_APIC_ENABLED = 1 << 11
+
+
+def unusable() -> str:
+    """Why KVM cannot be used here, or an empty string."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "rootvisor.kvm.selftest"],
+            capture_output=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        verdict = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        return f"the processor test gives no verdict: {error}"
+    return "" if verdict["usable"] else str(verdict["reason"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usable_kvm() -> None:
+    reason = unusable()
+    if reason and os.environ.get("ROOTVISOR_KVM_REQUIRED"):
+        pytest.fail(f"KVM is not usable: {reason}")
+    if reason:
+        pytest.skip(f"KVM is not usable: {reason}; run tests/integration/test_kvm_suite.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resting_machine(usable_kvm: None) -> Iterator[None]:
+    """A machine that does nothing, for the whole session.
+
+    The first and the last machine of a host, and processors whose APIC goes on and off, make the kernel patch its own
+    code (``preempt_notifier_inc``, ``apic_sw_disabled``, ``apic_hw_disabled``). QEMU's TCG with several threads loses
+    that race now and then, and hundreds of machines come and go here: "Oops: int3" in ``__schedule``.
+    """
+    kvm = Kvm()
+    vm = kvm.create_vm()
+    vm.create_irqchip()
+    vcpu = vm.create_vcpu(0)
+    base = struct.unpack_from("<Q", vcpu.get_sregs(), abi.SREGS_APIC_BASE)[0]
+    vcpu.set_sregs(apic_base=base & ~_APIC_ENABLED)
+    yield
+    vm.close()
+    kvm.close()
+
+
+@pytest.fixture
+def guest(usable_kvm: None) -> Iterator[Guest]:
+    """One VP, hypercalls enabled."""
+    with Guest() as made:
+        made.enable_hypercalls()
+        yield made
+        assert made.partition.defect is None
+
+
+@pytest.fixture
+def guest2(usable_kvm: None) -> Iterator[Guest]:
+    """Two VPs, both running the agent, announced as a kernel does."""
+    with Guest(vps=2) as made:
+        made.enable_hypercalls()
+        made.announce(1)
+        made.start_vp(1)
+        yield made
+        assert made.partition.defect is None
