@@ -44,11 +44,12 @@ def message_address(index: int) -> int:
 class Entry:
     """Device ``device_id`` may raise ``vector`` on the VP with ``apic_id``; ``message`` is ready for KVM_SIGNAL_MSI."""
 
-    __slots__ = ("apic_id", "device_id", "index", "message", "vector", "vp_index")
+    __slots__ = ("apic_id", "device_id", "index", "message", "users", "vector", "vp_index")
 
     def __init__(self, index: int, device_id: int, vector: int, vp_index: int, apic_id: int) -> None:
         self.index = index
         self.device_id = device_id
+        self.users = 0
         self.point(vector, vp_index, apic_id)
 
     def point(self, vector: int, vp_index: int, apic_id: int) -> None:
@@ -91,7 +92,10 @@ class InterruptRemapping:
         self.report: Callable[[int, int, int], None] | None = None
 
     def map(self, device_id: int, vector: int, vp_index: int, apic_id: int) -> Message:
-        """Idempotent: the same device, vector and VP give the same entry."""
+        """The same device, vector and VP give the same entry, which then has one user more.
+
+        Linux maps every vector of a device to a placeholder (239 on VP 0) first, and unmaps each by itself later.
+        """
         if device_id not in self.devices:
             raise HvError(status.INVALID_DEVICE_ID)
         if not 16 <= vector <= 255:
@@ -110,6 +114,7 @@ class InterruptRemapping:
             self.entries[index] = entry
             self._by_key[key] = entry
             self._announce(index)
+        entry.users += 1
         return entry.answer()
 
     def find(self, device_id: int, source: int, low: int, high: int) -> Entry:
@@ -133,8 +138,11 @@ class InterruptRemapping:
         raise HvError(status.INVALID_PARAMETER)
 
     def unmap(self, device_id: int, source: int, low: int, high: int) -> None:
-        """Forgets the entry; messages that carry its index are refused from now on."""
+        """The entry has one user less; without any it is forgotten, and messages with its index are refused."""
         entry = self.find(device_id, source, low, high)
+        entry.users -= 1
+        if entry.users:
+            return
         del self._by_key[(entry.device_id, entry.vector, entry.vp_index)]
         self.entries[entry.index] = None
         self._free.append(entry.index)
