@@ -49,6 +49,7 @@ boot:
 	movl	%r12d, %eax
 	shll	$4, %eax
 	addl	$0x30, %eax
+	movb	$0x89, 0x2F0005(%rax)	/* not busy: a processor may start again */
 	ltr	%ax
 	movl	$0x1B, %ecx		/* x2APIC, on */
 	rdmsr

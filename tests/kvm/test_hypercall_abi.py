@@ -88,7 +88,7 @@ def test_control_fields_of_other_forms_on_a_simple_call_are_invalid_input(
 def test_control_rep_fields_that_make_no_sense_are_invalid_input(
     guest: Guest, fields: dict[str, int]
 ) -> None:
-    answer = guest.call(hv.GET_VP_INDEX_FROM_APIC_ID, apic_ids(0, 0), **fields)  # type: ignore[arg-type]
+    answer = guest.call(hv.GET_VP_INDEX_FROM_APIC_ID, apic_ids(0, 0), **fields)
     assert answer.status == status.INVALID_HYPERCALL_INPUT
 
 

@@ -91,7 +91,8 @@ class SerialPort:
                 if self._lcr & _LCR_DIVISOR:
                     self._divisor = self._divisor & 0xFF00 | value
                 elif self._mcr & _MCR_LOOPBACK:
-                    self._input.append(value)
+                    if len(self._input) < INPUT_LIMIT:
+                        self._input.append(value)
                 else:
                     self._pending.append(value)
                     if value == 10 or len(self._pending) >= _OUTPUT_CHUNK:

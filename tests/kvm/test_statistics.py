@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics pages: memory is asked for, given, and given back."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from rootvisor.tlfs import hypercalls as hv
+from rootvisor.tlfs import status
+from tests.kvm import guest as g
+from tests.kvm.guest import Guest
+from tests.kvm.test_memory_pool import PAGE, deposit, total, withdraw
+
+HYPERVISOR = (hv.STATS_HYPERVISOR, bytes(16))
+LP0 = (hv.STATS_LOGICAL_PROCESSOR, bytes(16))
+PARTITION = (hv.STATS_PARTITION, struct.pack("<QQ", 1, 0))
+VP0 = (hv.STATS_VP, struct.pack("<QIHBB", 1, 0, 0, 0, hv.STATS_AREA_SELF))
+VP0_PARENT = (hv.STATS_VP, struct.pack("<QIHBB", 1, 0, 0, 0, hv.STATS_AREA_PARENT))
+
+
+def map_page(guest: Guest, kind: int, identity: bytes) -> tuple[int, int]:
+    answer = guest.call(hv.MAP_STATS_PAGE, hv.MAP_STATS_PAGE_INPUT.pack(kind, identity), output=8)
+    return answer.status, int.from_bytes(answer.output, "little")
+
+
+def unmap_page(guest: Guest, kind: int, identity: bytes) -> int:
+    return guest.call(hv.UNMAP_STATS_PAGE, hv.MAP_STATS_PAGE_INPUT.pack(kind, identity)).status
+
+
+@pytest.mark.parametrize("which", [HYPERVISOR, LP0, PARTITION, VP0, VP0_PARENT])
+def test_map_asks_for_memory_then_succeeds(guest: Guest, which: tuple[int, bytes]) -> None:
+    assert map_page(guest, *which)[0] == status.INSUFFICIENT_MEMORY
+    guest.ram[g.SPARE : g.SPARE + 4096] = b"\xaa" * 4096
+    deposit(guest, PAGE)
+    assert map_page(guest, *which) == (0, PAGE)
+    assert total(guest) == 1
+    assert bytes(guest.ram[g.SPARE + 4088 : g.SPARE + 4096]) == bytes(8)
+
+
+def test_map_again_is_the_same_page(guest: Guest) -> None:
+    deposit(guest, PAGE, PAGE + 1)
+    first = map_page(guest, *VP0)
+    assert map_page(guest, *VP0) == first
+    assert map_page(guest, *VP0_PARENT)[1] != first[1]
+    assert len(guest.partition.deposits.used) == 2
+
+
+def test_hypervisor_page_counts_logical_processors(guest2: Guest) -> None:
+    deposit(guest2, PAGE)
+    map_page(guest2, *HYPERVISOR)
+    assert struct.unpack_from("<Q", guest2.ram, g.SPARE + 8) == (2,)
+
+
+def test_unmap_gives_the_page_back(guest: Guest) -> None:
+    deposit(guest, PAGE)
+    map_page(guest, *VP0)
+    assert withdraw(guest, 1)[0].status == status.NO_RESOURCES
+    assert unmap_page(guest, *VP0) == 0
+    assert unmap_page(guest, *VP0) == status.INVALID_PARAMETER
+    assert withdraw(guest, 1)[1] == [PAGE]
+
+
+@pytest.mark.parametrize(
+    ("kind", "identity", "wanted"),
+    [
+        (0, bytes(16), status.INVALID_PARAMETER),
+        (77, bytes(16), status.INVALID_PARAMETER),
+        (hv.STATS_HYPERVISOR, bytes(15) + b"\x02", status.INVALID_PARAMETER),
+        (hv.STATS_LOGICAL_PROCESSOR, struct.pack("<IIQ", 9, 0, 0), status.INVALID_LP_INDEX),
+        (hv.STATS_PARTITION, struct.pack("<QQ", 9, 0), status.INVALID_PARTITION_ID),
+        (hv.STATS_VP, struct.pack("<QIHBB", 9, 0, 0, 0, 0), status.INVALID_PARTITION_ID),
+        (hv.STATS_VP, struct.pack("<QIHBB", 1, 5, 0, 0, 0), status.INVALID_VP_INDEX),
+    ],
+)
+def test_map_of_what_does_not_exist(guest: Guest, kind: int, identity: bytes, wanted: int) -> None:
+    deposit(guest, PAGE)
+    assert map_page(guest, kind, identity)[0] == wanted
+    assert not guest.partition.deposits.used
