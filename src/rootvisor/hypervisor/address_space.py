@@ -7,6 +7,7 @@ from bisect import bisect_right
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class IoHandler(Protocol):
@@ -23,23 +24,34 @@ class AddressError(ValueError):
     """A GPA range is not wholly inside one region of the partition's memory."""
 
 
+def write_access(port: int, size: int) -> int:
+    """How KVM describes one write of ``size`` bytes to ``port``: the first eight bytes of ``kvm_run.io``."""
+    return 1 | size << 8 | port << 16 | 1 << 32
+
+
 class PortSpace:
     """I/O ports: one dictionary entry per port, because every port exit looks here."""
 
-    __slots__ = ("_handlers",)
+    __slots__ = ("_handlers", "writes")
 
     def __init__(self) -> None:
         self._handlers: dict[int, tuple[int, IoHandler]] = {}
+        #: :func:`write_access` -> (offset, size, the handler's write): what :meth:`write` does, for the run loop
+        self.writes: dict[int, tuple[int, int, Callable[[int, int, int], None]]] = {}
 
     def add(self, base: int, length: int, handler: IoHandler) -> None:
         """``handler`` answers ports base .. base + length - 1."""
         for port in range(base, base + length):
             self._handlers[port] = (base, handler)
+            for size in (1, 2, 4):
+                self.writes[write_access(port, size)] = (port - base, size, handler.write)
 
     def remove(self, base: int) -> None:
         """Undoes the ``add`` with this base."""
         for port in [p for p, (start, _) in self._handlers.items() if start == base]:
             del self._handlers[port]
+            for size in (1, 2, 4):
+                self.writes.pop(write_access(port, size), None)
 
     def read(self, port: int, size: int) -> int:
         """All ones where nobody answers."""
