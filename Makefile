@@ -35,8 +35,11 @@ test: check kernels ## check, then every test
 bench: setup ## side by side with QEMU
 	$(VENV)/bin/rootvisor bench
 
-soak: setup ## many boots in a row: make soak BOOTS=30
+soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), 150,000 fuzzed calls, 100 MB through the streams
 	scripts/soak $(BOOTS)
+	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_BULK_MB=100 \
+	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_root_partition.py" \
+	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 
 format: dev ## put the sources into the project's format
 	$(VENV)/bin/ruff check --fix

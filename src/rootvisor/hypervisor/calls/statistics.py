@@ -38,6 +38,16 @@ def _check_object(caller: Partition, kind: int, identity: bytes) -> None:
         raise HvError(status.INVALID_VP_INDEX)
 
 
+def _key(kind: int, identity: bytes) -> tuple[int, bytes]:
+    """What names the object: callers leave old bytes in the padding."""
+    used = {
+        hypercalls.STATS_HYPERVISOR: 0,
+        hypercalls.STATS_LOGICAL_PROCESSOR: 4,
+        hypercalls.STATS_PARTITION: 8,
+    }
+    return kind, identity[: used.get(kind, 12)] + identity[15:]
+
+
 @TABLE.simple(
     hypercalls.MAP_STATS_PAGE,
     hypercalls.MAP_STATS_PAGE_INPUT,
@@ -48,7 +58,7 @@ def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
     """The page number of an object's counters (u64 each); the same one when it is mapped already."""
     partition = vp.partition
     _check_object(partition, kind, identity)
-    key = (kind, identity)
+    key = _key(kind, identity)
     gpn = partition.statistics.get(key)
     if gpn is None:
         gpn = partition.deposits.allocate()
@@ -65,7 +75,7 @@ def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
 def unmap_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> None:
     """The page goes back to the pool. INVALID_PARAMETER when it is not mapped."""
     partition = vp.partition
-    gpn = partition.statistics.pop((kind, identity), None)
+    gpn = partition.statistics.pop(_key(kind, identity), None)
     if gpn is None:
         raise HvError(status.INVALID_PARAMETER)
     partition.deposits.release(gpn)
