@@ -9,7 +9,6 @@ interrupts off, RSI = the zero page.
 from __future__ import annotations
 
 import struct
-from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,5 +96,6 @@ def write_entry_tables(ram: memoryview, gpa: int) -> None:
     struct.pack_into("<Q", ram, pml4, pdpt | _PRESENT_WRITABLE)
     for index in range(count):
         struct.pack_into("<Q", ram, pdpt + 8 * index, directories + _PAGE * index | _PRESENT_WRITABLE)
-    entries = array("Q", range(_PRESENT_WRITABLE | _LARGE, IDENTITY_MAP_BYTES, _2_MIB))
-    ram[directories : directories + count * _PAGE] = entries.tobytes()
+    # struct and not array, whose import brings collections along (5 ms, in the appliance 100)
+    entries = range(_PRESENT_WRITABLE | _LARGE, IDENTITY_MAP_BYTES, _2_MIB)
+    struct.pack_into(f"<{len(entries)}Q", ram, directories, *entries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import select
 import struct
-import threading
+from _thread import allocate_lock
 
 from . import registers as reg
 
@@ -49,7 +49,7 @@ class MsixTable:
         if not 1 <= count <= reg.MSIX_MAX_VECTORS:
             raise ValueError(f"MSI-X has 1 to {reg.MSIX_MAX_VECTORS} vectors, not {count}")
         self.count = count
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._make_vector: Callable[[], MsiVector] | None = None
         self._vectors: list[MsiVector | None] = [None] * count
         self._eventfds: dict[int, int] = {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 
 from . import registers as reg
 from .host_bridge import HostBridge
@@ -49,7 +49,7 @@ class PciRoot:
         self._mmio64 = mmio64
         self._io_ports = io_ports
         self._functions: dict[int, PciFunction] = {}
-        self._lock = threading.RLock()
+        self._lock = RLock()
         # What is decoded now: (is IO, base) -> (end, BAR); and what asks for an address it cannot have yet.
         self._decoded: dict[tuple[bool, int], tuple[int, Bar]] = {}
         self._refused: dict[Bar, PciFunction] = {}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-import threading
+from _thread import allocate_lock
 
 from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, F_EVENT_IDX, F_INDIRECT_DESC
 
@@ -21,7 +21,7 @@ unpack_descriptor = struct.Struct("<QIHH").unpack_from
 # An indirect table may be longer than its queue: Linux builds such tables, and so IOV_MAX is the limit here.
 INDIRECT_LIMIT = 1024
 
-_barrier = threading.Lock()
+_barrier = allocate_lock()
 
 
 def full_barrier() -> None:

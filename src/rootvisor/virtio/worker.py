@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import select
-import threading
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,33 +25,39 @@ class Worker:
 
     def __init__(self, name: str, failed: Callable[[Exception], None]) -> None:
         self.name = name
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self._failed = failed
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._posted: list[Callable[[], None]] = []
-        self._thread: threading.Thread | None = None
+        self._thread = 0
+        #: held while the thread lives
+        self._alive = allocate_lock()
         self._wake_fd = -1
         self._stopping = False
 
     def start(self) -> None:
         """Start the thread unless it runs."""
         with self.lock:
-            if self._thread is None and not self._stopping:
+            if not self._thread and not self._stopping:
                 self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._poll.register(self._wake_fd, select.POLLIN)
                 if self._posted:
                     self._wake()
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                self._alive.acquire()
+                try:
+                    self._thread = start_new_thread(self._thread_body, ())
+                except RuntimeError:  # no more threads on this machine
+                    self._alive.release()
+                    raise
 
     def stop(self) -> None:
         """End the thread and wait for it. The worker cannot be started again."""
-        thread = self._thread
         self._stopping = True
         self._wake()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        if self._thread != get_ident():
+            with self._alive:
+                pass
         with self.lock:
             self._callbacks.clear()
             self._posted.clear()
@@ -63,14 +69,14 @@ class Worker:
         """Call `callback(revents)` while `events` (or an error) are pending on `fd`; replaces an earlier watch."""
         self._poll.register(fd, events)
         self._callbacks[fd] = callback
-        if threading.current_thread() is not self._thread:
+        if get_ident() != self._thread:
             self._wake()
 
     def unwatch(self, fd: int) -> None:
         """Stop watching `fd`; no harm if nobody watches it."""
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
-            if threading.current_thread() is not self._thread:
+            if get_ident() != self._thread:
                 self._wake()
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -81,6 +87,12 @@ class Worker:
     def _wake(self) -> None:
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
+
+    def _thread_body(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._alive.release()
 
     def _run(self) -> None:
         while True:
