@@ -41,6 +41,8 @@ _OUT_OFFSET = 4
 SLICE_NS = 50_000
 #: Calls with codes that do not exist are counted together, or a guest could grow the table.
 UNKNOWN_CODE = 0xFFFF
+#: Pages of operands that a VP remembers.
+_OPERAND_PAGES = 8
 _FAST_PLAIN = 16
 _FAST_XMM = 112
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -70,16 +72,29 @@ def write_page(page: memoryview) -> None:
 
 def execute(vp: VirtualProcessor) -> None:
     """The VP left at the hypercall page's OUT. Raises UndefinedOpcode where the TLFS asks for #UD."""
-    u64 = vp.vcpu.u64
-    u8 = vp.vcpu.u8
-    if u8[_SS_DPL] or not u64[_CR0] & 1 or u64[_RFLAGS] & _RFLAGS_VM:
-        raise UndefinedOpcode
+    u64 = vp.u64
+    u8 = vp.u8
     long_mode = u64[_EFER] & _EFER_LMA and u8[_CS_L]
-    if long_mode:
+    if u8[_SS_DPL]:
+        raise UndefinedOpcode
+    if long_mode:  # protection is on, and there is no virtual 8086 mode
         control = u64[_RCX]
+        if control <= CONTROL_CODE and vp.trace is None:
+            call = TABLE.calls.get(control)
+            if call is not None and call.kind == SIMPLE:
+                try:
+                    u64[_RAX] = _simple(vp, call, u64[_RDX], u64[_R8])
+                except HvError as error:
+                    u64[_RAX] = error.status
+                except AddressError:
+                    u64[_RAX] = status.INVALID_PARAMETER
+                u64[_DIRTY] = abi.SYNC_REGS
+                return
         first = u64[_RDX]
         second = u64[_R8]
     else:
+        if not u64[_CR0] & 1 or u64[_RFLAGS] & _RFLAGS_VM:
+            raise UndefinedOpcode
         control = (u64[_RDX] & 0xFFFFFFFF) << 32 | u64[_RAX] & 0xFFFFFFFF
         first = (u64[_RBX] & 0xFFFFFFFF) << 32 | u64[_RCX] & 0xFFFFFFFF
         second = (u64[_RDI] & 0xFFFFFFFF) << 32 | u64[_RSI] & 0xFFFFFFFF
@@ -117,7 +132,51 @@ def execute(vp: VirtualProcessor) -> None:
         else:
             u64[_RAX] = result & 0xFFFFFFFF
             u64[_RDX] = result >> 32
-    u64[_DIRTY] = u64[_DIRTY] | abi.SYNC_REGS
+    u64[_DIRTY] = abi.SYNC_REGS
+
+
+def _simple(vp: VirtualProcessor, call: Hypercall, first: int, second: int) -> int:
+    """The common case by a short way: a simple call with its operands in memory and nothing else in the control word.
+
+    The checks are those of :func:`_dispatch`, in its order; the pages of the operands are remembered.
+    """
+    counts = vp.hypercalls
+    code = call.code
+    counts[code] = counts.get(code, 0) + 1
+    partition = vp.partition
+    if call.privilege & ~partition.privileges:
+        return status.ACCESS_DENIED
+    size = call.size
+    if size:
+        if first & 7 or (first & 0xFFF) + size > 4096:
+            return status.INVALID_ALIGNMENT
+        page = vp.operand_pages.get(first >> 12) or _remember_page(vp, first >> 12)
+    size = call.output
+    if size:
+        if second & 7 or (second & 0xFFF) + size > 4096:
+            return status.INVALID_ALIGNMENT
+        target = vp.operand_pages.get(second >> 12) or _remember_page(vp, second >> 12)
+    with partition.hypervisor.lock:
+        if call.unpack is not None:
+            answer = call.handler(vp, *call.unpack(page, first & 0xFFF))
+        else:
+            answer = call.handler(vp)
+    if answer is not None:
+        at = second & 0xFFF
+        target[at : at + len(answer)] = answer
+    return status.SUCCESS
+
+
+def _remember_page(vp: VirtualProcessor, gpn: int) -> memoryview:
+    """The page's memory; a kernel uses the same two pages of a VP again and again."""
+    try:
+        page = vp.partition.memory.view(gpn << 12, 4096)
+    except AddressError:
+        raise HvError(status.INVALID_ALIGNMENT) from None
+    if len(vp.operand_pages) >= _OPERAND_PAGES:
+        vp.operand_pages.clear()
+    vp.operand_pages[gpn] = page
+    return page
 
 
 def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool) -> int:
@@ -221,7 +280,7 @@ def _fast(
         return _run(vp, call, view[:in_size], view[output_at : output_at + out_size], start, count)
     finally:  # a rep call that fails has completed some elements
         if out_size:
-            u64 = vp.vcpu.u64
+            u64 = vp.u64
             u64[_RDX] = int.from_bytes(block[0:8], "little")
             u64[_R8] = int.from_bytes(block[8:16], "little")
             fpu[FPU_XMM : FPU_XMM + 96] = block[16:112]

@@ -49,10 +49,13 @@ class VirtualProcessor:
         "index",
         "interrupts",
         "lp_index",
+        "operand_pages",
         "partition",
         "stopping",
         "synic",
         "trace",
+        "u8",
+        "u64",
         "vcpu",
     )  # fmt: skip
 
@@ -72,6 +75,10 @@ class VirtualProcessor:
         self.finished = allocate_lock()
         self.deadline = 0
         self.call_input = memoryview(b"")
+        self.u8 = vcpu.u8
+        self.u64 = vcpu.u64
+        #: pages that hypercall operands lie in, by page number
+        self.operand_pages: dict[int, memoryview] = {}
         self.cpu_clock = 0
         pages = partition.owned_pages
         self.assist_page = pages.allocate()
@@ -139,9 +146,8 @@ class VirtualProcessor:
             if u64[ring] != drained:  # writes that did not exit come first
                 coalesced.drain(ports.write, mmio.write)
                 drained = u64[ring]
-            if (
-                reason == 2
-            ):  # EXIT_IO: direction u8, size u8, port u16, count u32, data offset u64 (page aligned)
+            # EXIT_IO: direction u8, size u8, port u16, count u32, data offset u64 (page aligned)
+            if reason == 2:
                 access = u64[4]
                 if access == hypercall_access:
                     try:

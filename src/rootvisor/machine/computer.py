@@ -94,7 +94,11 @@ class Computer:
         ports.add(RESET_PORT, 1, ResetControl(partition.end))
         ports.add(KEYBOARD_COMMAND_PORT, 1, KeyboardReset(partition.end))
         ports.add(0x70, 2, RealTimeClock())
-        vm.coalesced.add(0x70, 1, ports=True)  # the index means nothing before the register is touched
+        # The clock's index means nothing before its register is touched; kernels write to 0x80 for a delay, and probe
+        # for 0xCF8 where nobody is. (A reset through 0xCF9 comes a little later so: see Machine.run.)
+        vm.coalesced.add(0x70, 1, ports=True)
+        vm.coalesced.add(0x80, 1, ports=True)
+        vm.coalesced.add(0xCF8, 4, ports=True)
         self.power = PowerManagement(lambda level: vm.irq_line(SCI_GSI, level), partition.end)
         ports.add(PM1_EVENT, 6, self.power)
         ports.add(PM_TIMER, 4, PmTimer())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI configuration space as memory: a kernel reads it thousands of times, and no read leaves the guest.
 
-Each function's 4 KiB lie in a page of ours that is mapped read-only at its place in the ECAM window; writes, and reads
-of functions that are absent, leave as MMIO. A function whose reads have side effects for the moment (virtio's PCI_CFG
-window) loses its page meanwhile.
+The whole ECAM window is one read-only memory slot: each function's 4 KiB at its place, all ones where there is none.
+Writes leave as MMIO. While reads of a function have side effects (virtio's open PCI_CFG window) the slot is gone, and
+reads leave, too.
 """
 
 from __future__ import annotations
@@ -17,51 +17,47 @@ if TYPE_CHECKING:
     from ..pci.function import PciFunction
     from ..pci.root import PciRoot
 
-#: Memory slots from here on, one per function.
-_FIRST_SLOT = 16
+#: The memory slot of the window; 0 and 1 are RAM.
+_SLOT = 2
 
 
 class Ecam:
     """The IO handler of the ECAM window at ``gpa``."""
 
-    __slots__ = ("_gpa", "_mapped", "_memory", "_root", "_vm")
+    __slots__ = ("_functions", "_gpa", "_mapped", "_memory", "_root", "_vm")
 
     def __init__(self, vm: Vm, root: PciRoot, gpa: int) -> None:
         self._vm = vm
         self._root = root
         self._gpa = gpa
         self._memory: SharedMemory | None = None
-        #: bdf -> (slot, user address, mapped now)
-        self._mapped: dict[int, tuple[int, int, bool]] = {}
+        self._functions: dict[int, PciFunction] = {}
+        self._mapped = False
 
     def map_functions(self) -> None:
         """Maps the functions that are plugged in; called once, before the guest runs."""
-        functions = self._root.functions
-        self._memory = memory = SharedMemory("pci-config", len(functions) * PAGE)
-        for number, (bdf, function) in enumerate(functions.items()):
-            function.config.move_to(memory.view[number * PAGE : (number + 1) * PAGE])
-            self._mapped[bdf] = (_FIRST_SLOT + number, memory.address + number * PAGE, False)
-            self._follow(bdf, function)
+        self._memory = memory = SharedMemory("pci-config", self._root.ecam_bytes)
+        memory.view[:] = b"\xff" * memory.size
+        self._functions = self._root.functions
+        for bdf, function in self._functions.items():
+            function.config.move_to(memory.view[bdf * PAGE : (bdf + 1) * PAGE])
+        self._follow()
 
     def read(self, offset: int, size: int) -> int:
-        """An absent function, or one that is not mapped now."""
+        """Reads come here while the window is not mapped."""
         return self._root.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Every write."""
         self._root.write(offset, size, value)
-        bdf = offset >> 12
-        function = self._root.functions.get(bdf)
-        if function is not None:
-            self._follow(bdf, function)
+        self._follow()
 
-    def _follow(self, bdf: int, function: PciFunction) -> None:
-        slot, address, mapped = self._mapped[bdf]
-        plain = function.config_is_plain
-        if plain != mapped:
-            size, flags = (PAGE, MEM_READONLY) if plain else (0, 0)
-            self._vm.set_memory(slot, self._gpa + (bdf << 12), size, address, flags)
-            self._mapped[bdf] = (slot, address, plain)
+    def _follow(self) -> None:
+        plain = all(function.config_is_plain for function in self._functions.values())
+        if plain != self._mapped and self._memory is not None:
+            size, flags = (self._memory.size, MEM_READONLY) if plain else (0, 0)
+            self._vm.set_memory(_SLOT, self._gpa, size, self._memory.address, flags)
+            self._mapped = plain
 
     def close(self) -> None:
         """Frees the pages; the VM is closed."""

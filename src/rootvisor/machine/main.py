@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 VERSION = 1
 #: A computing Python thread holds every exit back for this long (the default is 5 ms).
 _SWITCH_INTERVAL_S = 1e-4
-#: How often an unfinished line of the serial port is written.
-_FLUSH_MS = 200
+#: How often an unfinished line of the serial port is written, and writes that did not exit are looked for.
+_FLUSH_MS = 250
 _BASE_COMMAND_LINE = "rdinit=/init"
 
 
@@ -176,13 +176,12 @@ class Machine:
                 waiting.register(fd, POLLIN)
         partition.start()
         while not partition.ended:
-            limit: float | None = _FLUSH_MS if consoles.log >= 0 or not consoles.agent else None
+            limit: float = _FLUSH_MS
             if deadline is not None:
-                left = (deadline - monotonic()) * 1000
-                if left <= 0:
+                limit = min(limit, (deadline - monotonic()) * 1000)
+                if limit <= 0:
                     partition.end("timeout", f"after {timeout:g} s")
                     break
-                limit = left if limit is None else min(limit, left)
             try:
                 ready = waiting.poll(limit)
             except InterruptedError:
@@ -195,6 +194,8 @@ class Machine:
                 elif fd == consoles.log:
                     consoles.read_log()
             computer.serial.flush()
+            # A guest that writes and then stays quiet: nobody else would look at its coalesced writes.
+            partition.vm.coalesced.drain(partition.ports.write, partition.mmio.write)
         partition.stop()
         self._drain()
         return self._finish()
