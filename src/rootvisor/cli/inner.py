@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import marshal
 import sys
+from _signal import SIG_DFL, SIGINT, signal  # type: ignore[import-not-found, unused-ignore]
+
+# Until the machine has handlers of its own a Ctrl-C ends this process without a word, and what it started with it.
+signal(SIGINT, SIG_DFL)
 
 
 def main() -> int:
