@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--writable", metavar="DIR", action="append", default=[], help="share DIR read-write")
     parser.add_argument("--memory", metavar="MIB", type=int, default=4096)
-    parser.add_argument("--cpus", metavar="N", type=int, default=2)
+    parser.add_argument("--cpus", metavar="N", type=int)
     parser.add_argument("--timeout", metavar="SECONDS", type=float)
     parser.add_argument("--ready-timeout", metavar="SECONDS", type=float, default=60.0)
     parser.add_argument("--tty", action="store_true", help="give CMD a terminal")

@@ -43,7 +43,7 @@ class Request:
     tty: bool = False
     writable: Sequence[str] = ()
     memory_mib: int = 4096
-    cpus: int = 2
+    cpus: int | None = None
     timeout: float | None = None
     ready_timeout: float = 60.0
     qemu_args: Sequence[str] = ()
@@ -59,7 +59,7 @@ class Request:
             raise ApplianceError(
                 f"{self.memory_mib} MiB are too little for the appliance; it needs {MINIMUM_MEMORY_MIB} MiB or more"
             )
-        if not 1 <= self.cpus <= MAXIMUM_CPUS:
+        if self.cpus is not None and not 1 <= self.cpus <= MAXIMUM_CPUS:
             raise ApplianceError(f"the appliance can have 1 to {MAXIMUM_CPUS} processors, not {self.cpus}")
         for text in (*self.argv, self.cwd, *self.env, *self.env.values(), *self.writable):
             if "\0" in text:

@@ -24,7 +24,7 @@ from .request import ApplianceKernel, Request
 from .sockets import memory_file, served_connection
 from .streams import Input, Output
 from .terminal import RawTerminal, window_size
-from .tools import Tools
+from .tools import Tools, processors
 
 EXIT_TIMEOUT = 124
 #: Seconds from the inner program's end to the machine's power-off, which flushes writable folders.
@@ -141,7 +141,7 @@ class Session:
                 initrd=f"/proc/self/fd/{ramdisk}",
                 append=command_lines.kernel_command_line(request.kernel_args),
                 memory_mib=request.memory_mib,
-                cpus=request.cpus,
+                cpus=request.cpus or processors(self._tools.qemu),
                 shares=shares,
                 ports=ports,
                 console_fd=given[len(folders)].fileno(),

@@ -139,7 +139,6 @@ def _run(argv: list[str], folder: Path, appliance: bool, progress: Callable[[str
                             streams=(stdin.fileno(), write, stderr.fileno()),
                             writable=[str(folder)],
                             memory_mib=_APPLIANCE_MIB,
-                            cpus=max(1, min(2, len(os.sched_getaffinity(0)))),
                             timeout=_DEADLINE_S,
                         )
                     )

@@ -148,7 +148,6 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             tty=own.tty,
             writable=writable,
             memory_mib=(own.memory_bytes >> 20) + _APPLIANCE_MEMORY_MIB,
-            cpus=max(1, min(len(os.sched_getaffinity(0)), max(2, own.vps))),
             timeout=timeout,
         )
         try:
