@@ -15,6 +15,7 @@ import pytest
 
 from rootvisor import kernels
 from rootvisor.appliance import check
+from rootvisor.appliance.tools import QEMU, processors
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 TIMEOUT_S = 120
@@ -100,7 +101,7 @@ def test_run_streams_status_and_folders_are_the_callers(outer: Outer, tmp_path: 
     assert process.returncode == 7
     assert output == data
     inside = (shared / "inside").read_text().splitlines()
-    assert inside == ["2", str(shared), "always within_size [advise] never deny force"]
+    assert inside == [str(processors(QEMU)), str(shared), "always within_size [advise] never deny force"]
     assert not os.path.exists("/usr/test-of-rootvisor")
     assert outer.leftovers() == []
 

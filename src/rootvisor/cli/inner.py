@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import marshal
 import sys
-from _signal import SIG_DFL, SIGINT, signal  # type: ignore[import-not-found, unused-ignore]
+from _signal import SIGINT, signal  # type: ignore[import-not-found, unused-ignore]
+from posix import _exit
 
 # Until the machine has handlers of its own a Ctrl-C ends this process without a word, and what it started with it.
-signal(SIGINT, SIG_DFL)
+signal(SIGINT, lambda _number, _frame: _exit(130))
 
 
 def main() -> int:
