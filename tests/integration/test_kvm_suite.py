@@ -54,8 +54,8 @@ def test_kvm_suite_passes_on_a_real_kvm(tmp_path: Path, capfd: pytest.CaptureFix
         "PYTHONDONTWRITEBYTECODE": "1",
         "ROOTVISOR_KVM_REQUIRED": "1",
     }
-    # The appliance's kernel now and then calibrates its clock wrongly on a noisy machine, and keeps the error for as
-    # long as it runs: a failed boot gets one more, in a new appliance.
+    # One boot of the appliance was seen in which the clock tests failed and all went slowly; a wrong calibration is
+    # suspected, not proven. A failed boot gets one more, in a new appliance; its failures stay in the output above.
     for attempt in (1, 2) if unusable() else (2,):
         with capfd.disabled():
             print(flush=True)

@@ -12,7 +12,6 @@ from ..boot.initrd import load_initrd
 from ..boot.kernel import load_kernel
 from ..boot.zero_page import initrd_limit, write_setup_data, write_zero_page
 from ..hypervisor.address_space import GuestMemory, MemoryRegion
-from ..hypervisor.hypercall_abi import PORT as HYPERCALL_PORT
 from ..hypervisor.hypercall_abi import write_page
 from ..hypervisor.overlay import OwnedPages
 from ..kvm.memory import SharedMemory
@@ -104,8 +103,6 @@ class Computer:
         ports.add(PM_TIMER, 4, PmTimer())
         self.serial = SerialPort(lambda level: vm.irq_line(COM1[1], level), serial_output)
         ports.add(COM1[0], 8, self.serial)
-        if HYPERCALL_PORT in (0x70, 0x64):
-            raise AssertionError("the hypercall port collides with a device")
 
     def add_function(self, function: PciFunction) -> int:
         """Plugs a PCI function in; returns its bus/device/function number."""
