@@ -27,7 +27,7 @@ from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.hypercall_abi import write_page
 from rootvisor.hypervisor.hypervisor import Hypervisor
 from rootvisor.hypervisor.overlay import OwnedPages
-from rootvisor.hypervisor.partition import Partition
+from rootvisor.hypervisor.root_partition import RootPartition
 from rootvisor.kvm.memory import SharedMemory
 from rootvisor.kvm.system import Kvm
 from rootvisor.tlfs import hypercalls, msrs
@@ -178,7 +178,7 @@ class _Bell:
 class _Panic:
     """Port PANIC: an exception outside every record."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: RootPartition) -> None:
         self._partition = partition
 
     def read(self, offset: int, size: int) -> int:

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from rootvisor.hypervisor import hypercall_abi
-from rootvisor.hypervisor.partition import ROOT_FEATURES, ROOT_PRIVILEGES
+from rootvisor.hypervisor.root_partition import ROOT_FEATURES, ROOT_PRIVILEGES
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import privileges, status
 from tests.kvm import guest as g

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from rootvisor.hypervisor.hypercall_abi import PAGE_CODE
-from rootvisor.hypervisor.partition import ROOT_FEATURES, ROOT_PRIVILEGES
+from rootvisor.hypervisor.root_partition import ROOT_FEATURES, ROOT_PRIVILEGES
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import msrs, privileges, status
 from tests.kvm import guest as g

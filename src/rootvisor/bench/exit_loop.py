@@ -11,13 +11,13 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rootvisor.hypervisor.partition import Partition
+    from rootvisor.hypervisor.root_partition import RootPartition
 
 
 class _Marks:
     """The device behind the mark port."""
 
-    def __init__(self, partition: Partition, end_mark: int) -> None:
+    def __init__(self, partition: RootPartition, end_mark: int) -> None:
         from time import perf_counter_ns
 
         self._clock = perf_counter_ns

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 
 from ..kvm.system import Kvm
 from ..tlfs import hypercalls, status
 from . import calls
 from .errors import HvError
 from .partition import Partition
+from .root_partition import RootPartition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Hypervisor:
     def __init__(self, kvm: Kvm, scheduler: int = hypercalls.SCHEDULER_HYPERVISOR) -> None:
         calls.load()
         self.kvm = kvm
-        #: held while a hypercall does its work, so that the calls of two VPs do not mix
-        self.lock = allocate_lock()
+        #: held while a hypercall does its work, so that the calls of two VPs do not mix; recursive, because a child VP
+        #: holds it around its whole call
+        self.lock = RLock()
         self.scheduler = scheduler
         self.version = Version()
         self.max_vps = MAX_VPS
@@ -63,9 +65,9 @@ class Hypervisor:
         #: (sleep state, PM1a SLP_TYP, PM1b SLP_TYP) that the root announced
         self.sleep_state: tuple[int, int, int] | None = None
 
-    def create_root(self, memory: GuestMemory, owned: tuple[int, int]) -> Partition:
+    def create_root(self, memory: GuestMemory, owned: tuple[int, int]) -> RootPartition:
         """The root partition on ``memory``; ``owned`` is (GPA, pages) of the block that belongs to the hypervisor."""
-        partition = Partition(self, ROOT_PARTITION_ID, memory, owned)
+        partition = RootPartition(self, ROOT_PARTITION_ID, memory, owned)
         self.partitions[partition.id] = partition
         return partition
 

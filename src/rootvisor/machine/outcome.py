@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..hypervisor.partition import Partition
+    from ..hypervisor.root_partition import RootPartition
 
 STATUS_TRIPLE_FAULT = 121
 STATUS_RESET = 122
@@ -35,7 +35,7 @@ def exit_status(how: str, command_status: int | None) -> int:
     return _STATUS.get(how, STATUS_FAILURE)
 
 
-def totals(partition: Partition) -> tuple[dict[str, int], dict[str, int]]:
+def totals(partition: RootPartition) -> tuple[dict[str, int], dict[str, int]]:
     """Exits by reason and hypercalls by name, over all VPs."""
     from ..kvm.abi import EXIT_NAMES
     from ..tlfs.hypercalls import call_name
@@ -53,7 +53,7 @@ def totals(partition: Partition) -> tuple[dict[str, int], dict[str, int]]:
     return exits, calls
 
 
-def write_report(path: str, partition: Partition, facts: dict[str, Any]) -> None:
+def write_report(path: str, partition: RootPartition, facts: dict[str, Any]) -> None:
     """Writes the report of the run: ``facts`` and the totals, as JSON."""
     import json
 

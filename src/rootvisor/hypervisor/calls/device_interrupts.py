@@ -8,15 +8,25 @@ from struct import pack
 from ...tlfs import hypercalls, privileges, status
 from ..errors import HvError
 from ..hypercall_table import TABLE
+from .callers import root_of
 from .ipi import vps_in_mask, vps_in_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..partition import Partition
+    from ..root_partition import RootPartition
     from ..vp import VirtualProcessor
 
 _FIXED = 0
 _TRIGGER_MODES = (0, 1)
+
+
+def _owner(vp: VirtualProcessor, partition_id: int) -> RootPartition:
+    """The partition whose devices are meant: only the root has any."""
+    root = root_of(vp)
+    if root.hypervisor.partition(root, partition_id) is not root:
+        raise HvError(status.INVALID_DEVICE_ID)
+    return root
 
 
 def _target(partition: Partition, flags: int, mask_or_format: int, header: memoryview) -> VirtualProcessor:
@@ -58,7 +68,7 @@ def map_device_interrupt(
     INVALID_DEVICE_ID, INVALID_VP_INDEX (no VP in the target), INVALID_PARAMETER (vector below 16, not fixed, more than
     one vector), NO_RESOURCES.
     """
-    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
+    partition = _owner(vp, partition_id)
     if interrupt_type != _FIXED or trigger_mode not in _TRIGGER_MODES or vector_count != 1:
         raise HvError(status.INVALID_PARAMETER)
     target = _target(partition, target_flags, set_format, header)
@@ -80,7 +90,7 @@ def unmap_device_interrupt(
     vp: VirtualProcessor, partition_id: int, device_id: int, source: int, _reserved: int, low: int, high: int
 ) -> None:
     """Forgets an entry that MAP returned."""
-    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
+    partition = _owner(vp, partition_id)
     partition.interrupts.unmap(device_id, source, low, high)
 
 
@@ -100,7 +110,7 @@ def retarget_device_interrupt(
     mask_or_format: int,
 ) -> None:
     """Sends an entry's interrupt to another VP or vector; the device is not touched."""
-    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
+    partition = _owner(vp, partition_id)
     entry = partition.interrupts.find(device_id, source, address, data)
     target = _target(partition, target_flags, mask_or_format, header)
     partition.interrupts.retarget(entry, vector, target.index, target.apic_id)

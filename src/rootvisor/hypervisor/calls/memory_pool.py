@@ -8,6 +8,7 @@ from struct import unpack_from
 from ...tlfs import hypercalls, privileges, status
 from ..errors import HvError
 from ..hypercall_table import TABLE
+from .callers import root_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def deposit_memory(
 
     INVALID_PARAMETER: not the caller's RAM, a page of the hypervisor's own, deposited already, or twice in the list.
     """
-    caller = vp.partition
+    caller = root_of(vp)
     target = caller.hypervisor.partition(caller, partition_id)
     pages = unpack_from(f"<{count}Q", elements)[start:]
     taken = _deposited(caller)
