@@ -17,3 +17,21 @@ MESSAGE_FLAGS_OFFSET = 5
 MESSAGE_NONE = 0
 EVENT_FLAGS_PER_SINT = 2048
 SINT_COUNT = 16
+
+# --- messages of the hypervisor's own to a root VP: slot 0, SINT0 (``mshv_synic.c:mshv_isr``) ---------------------------
+#: The SINT that intercepts and everything below come through.
+INTERCEPTION_SINT = 0
+#: The intercept message itself lies in the VP's message page.
+OPAQUE_INTERCEPT = 0x8000003F
+OPAQUE_INTERCEPT_PAYLOAD = Layout("hv_opaque_intercept_message", 4, "vp_index:I")
+#: A SINT with the as-intercept bit was signalled: its event ring has something new.
+SYNIC_SINT_INTERCEPT = 0x80000061
+SYNIC_SINT_INTERCEPT_PAYLOAD = Layout("hv_notification_message_payload", 4, "sint_index:I")
+ASYNC_CALL_COMPLETION = 0x80000070
+
+# --- the event ring page (SIRBP): 16 rings of 256 bytes (``hv_synic_event_ring``) ---------------------------------------
+EVENT_RING_SIZE = 256
+EVENT_RING_ENTRIES = 63
+EVENT_RING_SIGNAL_MASKED_OFFSET = 0
+EVENT_RING_FULL_OFFSET = 1
+EVENT_RING_DATA_OFFSET = 4
