@@ -109,11 +109,114 @@ class Vcpu:
         """Frequency of the guest's TSC in kHz."""
         return self.ioctl(abi.KVM_GET_TSC_KHZ)
 
+    def try_msr(self, index: int) -> int | None:
+        """Reads one MSR as the host sees it; None when KVM does not know it."""
+        buffer = bytearray(struct.pack("<IIIIQ", 1, 0, index, 0, 0))
+        if self.ioctl(abi.KVM_GET_MSRS, buffer) != 1:
+            return None
+        return int.from_bytes(buffer[16:24], "little")
+
     def xcr0(self) -> int:
-        """XCR0 as KVM believes it to be (KVM_GET_XCRS)."""
+        """XCR0 as KVM believes it to be (KVM_GET_XCRS); 1 where the processor has no XSAVE."""
         buffer = bytearray(392)
         self.ioctl(abi.KVM_GET_XCRS, buffer)
-        return int.from_bytes(buffer[16:24], "little")
+        return int.from_bytes(buffer[16:24], "little") or 1
+
+    def set_xcr0(self, value: int) -> None:
+        """Sets XCR0. KvmError when the processor's CPUID does not allow the value."""
+        buffer = bytearray(392)
+        struct.pack_into("<IIIIQ", buffer, 0, 1, 0, 0, 0, value)
+        self.ioctl(abi.KVM_SET_XCRS, buffer)
+
+    def debug_registers(self) -> bytearray:
+        """``struct kvm_debugregs`` (128 bytes): DR0-3, DR6, DR7 as u64."""
+        buffer = bytearray(128)
+        self.ioctl(abi.KVM_GET_DEBUGREGS, buffer)
+        return buffer
+
+    def set_debug_registers(self, state: bytearray) -> None:
+        """Writes back what :meth:`debug_registers` gave. KvmError for reserved bits in DR6 and DR7."""
+        self.ioctl(abi.KVM_SET_DEBUGREGS, state)
+
+    def xsave(self, buffer: bytearray) -> None:
+        """Reads the XSAVE image in the standard format into ``buffer`` (4096 bytes); works without XSAVE too."""
+        self.ioctl(abi.KVM_GET_XSAVE, buffer)
+
+    def set_xsave(self, buffer: bytearray) -> None:
+        """Writes an image. KvmError for components that CPUID does not allow, and for reserved bits of MXCSR."""
+        self.ioctl(abi.KVM_SET_XSAVE, buffer)
+
+    # --- local APIC, activity, events -----------------------------------------------------------------------------
+    def lapic(self) -> bytearray:
+        """The local APIC's registers (1024 bytes, a u32 every 16)."""
+        buffer = bytearray(1024)
+        self.ioctl(abi.KVM_GET_LAPIC, buffer)
+        return buffer
+
+    def set_lapic(self, registers: bytearray) -> None:
+        """Writes the local APIC's registers; the timer starts anew from the current count in them."""
+        self.ioctl(abi.KVM_SET_LAPIC, registers)
+
+    def mp_state(self) -> int:
+        """One of ``abi.MP_STATE_*``. KVM handles a waiting INIT or SIPI first, which changes registers."""
+        buffer = bytearray(4)
+        self.ioctl(abi.KVM_GET_MP_STATE, buffer)
+        return int.from_bytes(buffer, "little")
+
+    def set_mp_state(self, state: int) -> None:
+        """Sets one of ``abi.MP_STATE_*``."""
+        self.ioctl(abi.KVM_SET_MP_STATE, bytearray(state.to_bytes(4, "little")))
+
+    def events(self) -> bytearray:
+        """``struct kvm_vcpu_events`` (64 bytes), an NMI that has just been raised among them."""
+        buffer = bytearray(64)
+        self.ioctl(abi.KVM_GET_VCPU_EVENTS, buffer)
+        return buffer
+
+    def set_events(self, events: bytearray) -> None:
+        """Writes events; the flags say which of the optional ones."""
+        self.ioctl(abi.KVM_SET_VCPU_EVENTS, events)
+
+    def raise_nmi(self) -> None:
+        """Makes an NMI pending."""
+        self.ioctl(abi.KVM_NMI)
+
+    def enable_capability(self, capability: int, argument: int) -> None:
+        """KVM_ENABLE_CAP on this processor, with one argument."""
+        self.ioctl(abi.KVM_ENABLE_CAP, bytearray(struct.pack("<IIQ88x", capability, 0, argument)))
+
+    # --- the part of struct kvm_run with registers ----------------------------------------------------------------
+    def fill_sync_area(self) -> None:
+        """Makes the registers in ``struct kvm_run`` those of the processor, without running it.
+
+        By ioctl: KVM_RUN with immediate_exit would also complete the instruction of the last exit.
+        """
+        u8 = self.u8
+        regs = bytearray(144)
+        self.ioctl(abi.KVM_GET_REGS, regs)
+        u8[abi.SYNC_REGS_AT : abi.SYNC_SREGS_AT] = regs
+        u8[abi.SYNC_SREGS_AT : abi.SYNC_EVENTS_AT] = self.get_sregs()
+        u8[abi.SYNC_EVENTS_AT : abi.SYNC_EVENTS_AT + 64] = self.events()
+
+    def commit_sync_area(self) -> None:
+        """Hands over by ioctl what is marked dirty in ``struct kvm_run``, which KVM_RUN does not do in every state.
+
+        KvmError when KVM refuses a value; what it has taken is no longer marked.
+        """
+        u64 = self.u64
+        at = abi.RUN_DIRTY_REGS >> 3
+        dirty = u64[at]
+        if dirty & abi.SYNC_REGS:
+            self.ioctl(abi.KVM_SET_REGS, bytearray(self.u8[abi.SYNC_REGS_AT : abi.SYNC_SREGS_AT]))
+            u64[at] &= ~abi.SYNC_REGS
+        if dirty & abi.SYNC_SREGS:
+            self.ioctl(abi.KVM_SET_SREGS, bytearray(self.u8[abi.SYNC_SREGS_AT : abi.SYNC_EVENTS_AT]))
+            u64[at] &= ~abi.SYNC_SREGS
+        if dirty & abi.SYNC_EVENTS:
+            self.ioctl(
+                abi.KVM_SET_VCPU_EVENTS, bytearray(self.u8[abi.SYNC_EVENTS_AT : abi.SYNC_EVENTS_AT + 64])
+            )
+            u64[at] &= ~abi.SYNC_EVENTS
 
     def fpu(self) -> bytearray:
         """``struct kvm_fpu`` (416 bytes): XMM n lies at :data:`FPU_XMM` + 16 * n."""
