@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .overlay import OverlayPage
+    from .root_messages import Outlet
 
 #: Messages that wait for one SINT's slot before posters get INSUFFICIENT_BUFFERS (TLFS: 16 per port).
 QUEUE_LIMIT = 16
 
 
 class Synic:
-    """``interrupt(vector)`` delivers a fixed edge interrupt to this VP's local APIC."""
+    """``interrupt(vector)`` delivers a fixed edge interrupt to this VP's local APIC.
 
-    __slots__ = ("_interrupt", "_lock", "_queues", "scontrol", "siefp", "simp", "sints", "sirbp")
+    In the root, ``outlet`` owns slot 0: only messages of the hypervisor's own come there (:mod:`.root_messages`).
+    """
+
+    __slots__ = (
+        "_fence", "_interrupt", "_lock", "_queued", "_queues", "notify_sints", "outlet", "scontrol", "siefp", "simp",
+        "sints", "sirbp",
+    )  # fmt: skip
 
     def __init__(
         self, simp: OverlayPage, siefp: OverlayPage, sirbp: OverlayPage, interrupt: Callable[[int], None]
@@ -31,25 +38,52 @@ class Synic:
         self.siefp = siefp
         self.sirbp = sirbp
         self.sints = [msrs.SINT_MASKED] * messages.SINT_COUNT
+        #: SINTs whose free slot the parent wants to hear of (register 0x10006 bits 63:48, one bit per SINT)
+        self.notify_sints = 0
+        self.outlet: Outlet | None = None
         self._queues: list[list[bytes]] = [[] for _ in range(messages.SINT_COUNT)]
+        self._queued = 0
         self._interrupt = interrupt
         self._lock = allocate_lock()
+        #: taking a lock is a full memory barrier; nobody ever waits for this one
+        self._fence = allocate_lock()
+
+    # --- registers ------------------------------------------------------------------------------------------------
+    def write_scontrol(self, value: int) -> None:
+        """SCONTROL: bit 0 enables, the rest is kept."""
+        self.scontrol = value
+        if self.outlet is not None:
+            self.outlet.changed()
 
     def write_sint(self, sint: int, value: int) -> None:
         """An unmasked vector below 16 is refused (TLFS "SINTx registers")."""
         if not value & msrs.SINT_MASKED and value & msrs.SINT_VECTOR < 16:
             raise GeneralProtection
         self.sints[sint] = value
+        if self.outlet is not None:
+            self.outlet.changed()
+
+    def write_page(self, page: OverlayPage, value: int) -> None:
+        """SIMP, SIEFP or SIRBP (``page`` is :attr:`simp`, :attr:`siefp` or :attr:`sirbp`)."""
+        if self.outlet is not None:
+            self.outlet.write_page(page, value)
+        else:
+            page.write(value)
+
+    # --- messages -------------------------------------------------------------------------------------------------
+    def accepts_messages(self) -> bool:
+        """The SynIC and the message page are on."""
+        return bool(self.scontrol & 1) and self.simp.enabled
 
     def post_message(self, sint: int, message_type: int, sender: int, payload: bytes) -> None:
         """Places a message in the SINT's slot, or queues it and marks the resident one as having a successor.
 
         HV_STATUS_INVALID_SYNIC_STATE when the SynIC or the message page is off, INSUFFICIENT_BUFFERS when the queue is
-        full, INVALID_PARAMETER for a payload over 240 bytes.
+        full, INVALID_PARAMETER for a payload over 240 bytes and for a slot that belongs to the hypervisor.
         """
-        if len(payload) > messages.MESSAGE_PAYLOAD_MAX or not message_type:
+        if len(payload) > messages.MESSAGE_PAYLOAD_MAX or not message_type or self._reserved(sint):
             raise HvError(status.INVALID_PARAMETER)
-        if not self.scontrol & 1 or not self.simp.enabled:
+        if not self.accepts_messages():
             raise HvError(status.INVALID_SYNIC_STATE)
         message = messages.MESSAGE_HEADER.pack(message_type, len(payload), 0, sender) + payload
         with self._lock:
@@ -59,48 +93,112 @@ class Synic:
             if len(queue) >= QUEUE_LIMIT:
                 raise HvError(status.INSUFFICIENT_BUFFERS)
             queue.append(message)
+            self._queued += 1
             self._deliver(sint)
+
+    def post_message_direct(self, sint: int, message: bytes) -> None:
+        """The parent's way: ``message`` (header and payload, at most a slot) goes into the slot now, or not at all.
+
+        HV_STATUS_OBJECT_IN_USE when the slot is not free (the resident message is marked, so that the guest writes
+        EOM), INVALID_SYNIC_STATE when the SynIC or the message page is off, INVALID_PARAMETER for no type, a payload
+        over 240 bytes or no such SINT.
+        """
+        if (
+            not 0 <= sint < messages.SINT_COUNT
+            or self._reserved(sint)
+            or not any(message[:4])
+            or message[4] > messages.MESSAGE_PAYLOAD_MAX
+        ):
+            raise HvError(status.INVALID_PARAMETER)
+        if not self.accepts_messages():
+            raise HvError(status.INVALID_SYNIC_STATE)
+        with self._lock:
+            if self._queues[sint] or self._occupied(sint):
+                raise HvError(status.OBJECT_IN_USE)
+            self._place(sint, message, False)
 
     def end_of_message(self) -> None:
         """EOM: every SINT whose slot is free gets its next message."""
-        if not self.scontrol & 1 or not self.simp.enabled:
+        if self.outlet is not None:
+            self.outlet.end_of_message()
+        if not self._queued or not self.accepts_messages():
             return  # what waits is kept
         with self._lock:
             for sint, queue in enumerate(self._queues):
                 if queue:
                     self._deliver(sint)
 
-    def _deliver(self, sint: int) -> None:
-        """Moves the head of the queue into a free slot. Called with the lock held."""
+    def take_deliverable(self) -> int:
+        """The SINTs of :attr:`notify_sints` whose slot is free now; they are asked for no longer."""
+        wanted = self.notify_sints
+        free = 0
+        if not wanted or not self.accepts_messages():
+            return 0
+        with self._lock:
+            for sint in range(messages.SINT_COUNT):
+                if wanted >> sint & 1 and not self._queues[sint] and not self._occupied(sint):
+                    free |= 1 << sint
+        self.notify_sints &= ~free
+        return free
+
+    def _reserved(self, sint: int) -> bool:
+        return sint == messages.INTERCEPTION_SINT and self.outlet is not None
+
+    def _occupied(self, sint: int) -> bool:
+        """Whether the slot holds a message, which then carries the pending flag."""
         page = self.simp.view
         base = sint * messages.MESSAGE_SLOT_SIZE
+        if not any(page[base : base + 4]):
+            return False
+        page[base + messages.MESSAGE_FLAGS_OFFSET] |= messages.MESSAGE_FLAG_PENDING
+        # The guest may have freed the slot before it saw the flag; then nobody would write EOM.
+        with self._fence:
+            pass
+        return any(page[base : base + 4])
+
+    def _deliver(self, sint: int) -> None:
+        """Moves the head of the queue into a free slot. Called with the lock held."""
         queue = self._queues[sint]
-        if any(page[base : base + 4]):
-            page[base + messages.MESSAGE_FLAGS_OFFSET] |= messages.MESSAGE_FLAG_PENDING
-            # The guest may have freed the slot before it saw the flag; then nobody would write EOM.
-            if any(page[base : base + 4]):
-                return
-        message = queue.pop(0)
+        if queue and not self._occupied(sint):
+            message = queue.pop(0)
+            self._queued -= 1
+            self._place(sint, message, bool(queue))
+
+    def _place(self, sint: int, message: bytes, more: bool) -> None:
+        page = self.simp.view
+        base = sint * messages.MESSAGE_SLOT_SIZE
         page[base + 4 : base + len(message)] = message[4:]
-        if queue:
-            page[base + messages.MESSAGE_FLAGS_OFFSET] |= messages.MESSAGE_FLAG_PENDING
+        page[base + messages.MESSAGE_FLAGS_OFFSET] = messages.MESSAGE_FLAG_PENDING if more else 0
         page[base : base + 4] = message[:4]  # the type last: it publishes the message
         self._raise(sint)
 
+    # --- events ---------------------------------------------------------------------------------------------------
     def signal_event(self, sint: int, flag: int) -> None:
-        """Sets an event flag; interrupts on the change from clear to set only."""
-        if not 0 <= flag < messages.EVENT_FLAGS_PER_SINT:
-            raise HvError(status.INVALID_PARAMETER)
-        if not self.scontrol & 1 or not self.siefp.enabled or self.sints[sint] & msrs.SINT_MASKED:
+        """Sets an event flag; interrupts on the change from clear to set only.
+
+        HV_STATUS_INVALID_SYNIC_STATE also when the SINT is masked.
+        """
+        if self.sints[sint] & msrs.SINT_MASKED:
             raise HvError(status.INVALID_SYNIC_STATE)
+        self.set_event_flag(sint, flag)
+
+    def set_event_flag(self, sint: int, flag: int) -> bool:
+        """Sets an event flag and interrupts unless the SINT is masked; False when it was set already.
+
+        HV_STATUS_INVALID_PARAMETER without such a SINT or flag, INVALID_SYNIC_STATE when SynIC or page is off.
+        """
+        if not 0 <= sint < messages.SINT_COUNT or not 0 <= flag < messages.EVENT_FLAGS_PER_SINT:
+            raise HvError(status.INVALID_PARAMETER)
+        if not self.scontrol & 1 or not self.siefp.enabled:
+            raise HvError(status.INVALID_SYNIC_STATE)
+        bit = sint * messages.EVENT_FLAGS_PER_SINT + flag
         with self._lock:
             page = self.siefp.view
-            offset = sint * messages.MESSAGE_SLOT_SIZE + flag // 8
-            bit = 1 << (flag % 8)
-            if page[offset] & bit:
-                return
-            page[offset] |= bit
+            if page[bit >> 3] >> (bit & 7) & 1:
+                return False
+            _set_bit(page, bit)
         self._raise(sint)
+        return True
 
     def _raise(self, sint: int) -> None:
         value = self.sints[sint]
@@ -111,8 +209,19 @@ class Synic:
         """INIT: SINTs masked, pages off, queues empty."""
         with self._lock:
             self.scontrol = 0
+            self.notify_sints = 0
             for sint in range(messages.SINT_COUNT):
                 self.sints[sint] = msrs.SINT_MASKED
                 self._queues[sint].clear()
-            for page in (self.simp, self.siefp, self.sirbp):
-                page.disable()
+            self._queued = 0
+        for page in (self.simp, self.siefp, self.sirbp):
+            page.disable()
+        if self.outlet is not None:
+            self.outlet.changed()
+
+
+def _set_bit(page: memoryview, bit: int) -> None:
+    """Atomic with respect to the guest, which clears flags while we set others."""
+    from ..kvm.atomic import set_bit  # events are rare, and it needs ctypes
+
+    set_bit(page, bit)

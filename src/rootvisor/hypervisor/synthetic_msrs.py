@@ -29,10 +29,6 @@ _CRASH_CAPABILITIES = msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE
 _CRASH_MESSAGE_MAX = 4096
 
 
-def _page_accessors(page: OverlayPage) -> Accessors:
-    return (lambda: page.value), page.write
-
-
 def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
     """The MSRs of ``vp`` by number."""
     partition = vp.partition
@@ -56,7 +52,7 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
         table[msrs.EOI] = None, _write_eoi(vp)
         table[msrs.ICR] = _read_icr(vp), _write_icr(vp)
         table[msrs.TPR] = (lambda: vp.vcpu.get_msr(_X2APIC_TPR)), _write_tpr(vp)
-        table[msrs.VP_ASSIST_PAGE] = _page_accessors(vp.assist_page)
+        table[msrs.VP_ASSIST_PAGE] = (lambda: vp.assist_page.value), _write_assist_page(vp)
     if granted & privileges.ACCESS_SYNIC_REGS:
         table.update(_synic_msrs(vp))
     if partition.features & privileges.FEATURE_CRASH_MSRS:
@@ -71,18 +67,18 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
 def _synic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
     synic = vp.synic
 
-    def write_scontrol(value: int) -> None:
-        synic.scontrol = value
+    def page(overlay: OverlayPage) -> Accessors:
+        return (lambda: overlay.value), (lambda value: synic.write_page(overlay, value))
 
     def sint(number: int) -> Accessors:
         return (lambda: synic.sints[number]), (lambda value: synic.write_sint(number, value))
 
     table: dict[int, Accessors] = {
-        msrs.SCONTROL: ((lambda: synic.scontrol), write_scontrol),
+        msrs.SCONTROL: ((lambda: synic.scontrol), synic.write_scontrol),
         msrs.SVERSION: ((lambda: 1), None),
-        msrs.SIEFP: _page_accessors(synic.siefp),
-        msrs.SIMP: _page_accessors(synic.simp),
-        msrs.SIRBP: _page_accessors(synic.sirbp),
+        msrs.SIEFP: page(synic.siefp),
+        msrs.SIMP: page(synic.simp),
+        msrs.SIRBP: page(synic.sirbp),
         msrs.EOM: ((lambda: 0), lambda _value: synic.end_of_message()),
     }
     for number in range(16):
@@ -136,6 +132,16 @@ def _write_reference_tsc(vp: VirtualProcessor) -> Write:
         partition.tsc_page.write(value)
         if value & msrs.PAGE_ENABLE:
             partition.reference_time.write_page(partition.tsc_page.view)
+
+    return write
+
+
+def _write_assist_page(vp: VirtualProcessor) -> Write:
+    def write(value: int) -> None:
+        vp.assist_page.write(value)
+        outlet = vp.synic.outlet
+        if value & msrs.PAGE_ENABLE and outlet is not None:
+            outlet.came_online()  # the sign of a CPU that begins anew: see event_rings
 
     return write
 

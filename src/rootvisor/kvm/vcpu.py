@@ -177,6 +177,17 @@ class Vcpu:
         """Writes events; the flags say which of the optional ones."""
         self.ioctl(abi.KVM_SET_VCPU_EVENTS, events)
 
+    def interrupt(self, vector: int) -> bool:
+        """KVM_INTERRUPT: the ExtINT vector of an interrupt controller of ours (split). False while KVM still
+        has one."""
+        try:
+            ioctl(self.fd, abi.KVM_INTERRUPT, bytearray(vector.to_bytes(4, "little")))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise ioctl_error(abi.KVM_INTERRUPT, error) from error
+        return True
+
     def raise_nmi(self) -> None:
         """Makes an NMI pending."""
         self.ioctl(abi.KVM_NMI)

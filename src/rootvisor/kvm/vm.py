@@ -28,7 +28,7 @@ _RANGE = struct.Struct("<IIIxxxxQ")
 class Vm:
     """One KVM virtual machine. All ioctls raise :class:`KvmError`."""
 
-    __slots__ = ("_routes", "_slots", "coalesced", "fd", "kvm", "vcpus")
+    __slots__ = ("_routes", "_slots", "_split", "coalesced", "fd", "kvm", "vcpus")
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
@@ -39,6 +39,7 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self._slots: dict[int, tuple[int, int]] = {}
         self._routes: dict[int, tuple[int, int]] = {}
+        self._split = False
         self.coalesced = CoalescedWrites(self)
 
     def ioctl(self, request: int, argument: int | bytearray = 0) -> int:
@@ -102,13 +103,32 @@ class Vm:
         self.ioctl(abi.KVM_CREATE_IRQCHIP)
         self.ioctl(abi.KVM_CREATE_PIT2, bytearray(64))
 
+    def create_split_irqchip(self, reserved: int) -> None:
+        """In-kernel local APICs only, before the first processor. Interrupts arrive as messages; KVM_EXIT_IOAPIC_EOI
+        tells of the EOI of a vector that has a level-triggered route (:meth:`set_msi_route`) on a GSI below
+        ``reserved`` (``arch/x86/kvm/irq.c:kvm_scan_ioapic_routes``).
+
+        Destinations have 32 bits, 31:8 of them in the upper address half; KVM_GET_LAPIC gives x2APIC ids in full.
+        """
+        self.enable_capability(abi.CAP_SPLIT_IRQCHIP, reserved)
+        self.enable_capability(abi.CAP_X2APIC_API, abi.X2APIC_USE_32BIT_IDS)
+        self._split = True
+
     def irq_line(self, gsi: int, level: int) -> None:
         """Sets an IO-APIC pin."""
         self.ioctl(abi.KVM_IRQ_LINE, bytearray(struct.pack("<II", gsi, level)))
 
-    def signal_msi(self, message: bytearray) -> None:
-        """Raises a message made by :func:`msi_message`; a bytearray, because KVM_SIGNAL_MSI is on the hot path."""
-        self.ioctl(abi.KVM_SIGNAL_MSI, message)
+    def signal_msi(self, message: bytearray) -> bool:
+        """Raises a message made by :func:`msi_message`; a bytearray, because KVM_SIGNAL_MSI is on the hot path.
+
+        False when no local APIC took it: none has that id, or it is switched off.
+        """
+        try:
+            return bool(ioctl(self.fd, abi.KVM_SIGNAL_MSI, message))
+        except PermissionError:  # KVM's -1, "nobody", taken for an errno
+            return False
+        except OSError as error:
+            raise ioctl_error(abi.KVM_SIGNAL_MSI, error) from error
 
     def read_ioapic(self) -> bytearray:
         """``struct kvm_irqchip`` of the IO-APIC: redirection entries are u64 at offset 8 + 24 + 8 * pin."""
@@ -123,7 +143,8 @@ class Vm:
 
     # --- routes and event file descriptors ------------------------------------------------------------------------
     def set_msi_route(self, gsi: int, message: tuple[int, int] | None) -> None:
-        """Routes ``gsi`` (24 and up) to the MSI (address, data), or removes the route."""
+        """Routes ``gsi`` (24 and up; any with a split interrupt controller) to the MSI (address, data), or removes
+        the route."""
         if message is None:
             if self._routes.pop(gsi, None) is None:
                 return
@@ -133,7 +154,8 @@ class Vm:
             self._routes[gsi] = message
         table = bytearray()
         count = 0
-        for pin in range(24):  # KVM_SET_GSI_ROUTING replaces the table: the IO-APIC and PIC pins come with it
+        # KVM_SET_GSI_ROUTING replaces the table: the pins of an in-kernel IO-APIC and PIC come with it
+        for pin in range(0 if self._split else 24):
             table += _ROUTE.pack(pin, abi.ROUTING_IRQCHIP, 0, 0)[:16]
             table += struct.pack("<II24x", abi.IRQCHIP_IOAPIC, pin)
             count += 1

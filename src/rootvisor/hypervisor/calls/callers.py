@@ -9,6 +9,8 @@ from ..root_partition import RootPartition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..child_partition import ChildPartition
+    from ..partition import Partition
     from ..vp import VirtualProcessor
 
 
@@ -18,3 +20,17 @@ def root_of(vp: VirtualProcessor) -> RootPartition:
     if not isinstance(partition, RootPartition):
         raise HvError(status.ACCESS_DENIED)
     return partition
+
+
+def child_of(vp: VirtualProcessor, partition_id: int) -> ChildPartition:
+    """The root's child with that id. HV_STATUS_ACCESS_DENIED for other callers, INVALID_PARTITION_ID for no child."""
+    root = root_of(vp)
+    partition = root.hypervisor.partition(root, partition_id)
+    if partition is root:
+        raise HvError(status.INVALID_PARTITION_ID)
+    return cast_child(partition)
+
+
+def cast_child(partition: Partition) -> ChildPartition:
+    """A partition that is not the root is a child; said to the type checker without importing what children need."""
+    return partition  # type: ignore[return-value]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overlay pages of a child: hypercall, reference TSC, VP assist, SynIC pages, at GPAs that its guest chooses.
+
+The pages are memory of their own, in one memory file per child. While a page is enabled it lies over whatever the child
+has at that GPA; what is underneath comes back when it is moved or disabled, and its contents travel with it (TLFS "GPA
+Overlay Pages").
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
+from .overlay import PAGE_SIZE, OverlayPage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .child_partition import ChildPartition
+
+#: A page of KVM's own inside the child: the local APIC.
+_APIC_GPN = 0xFEE00
+#: Pages of a full child: hypercall and TSC page, four per VP, of at most 256.
+PAGE_LIMIT = 2 + 4 * 256
+
+
+class ChildOverlay(OverlayPage):
+    """One page with its MSR; ``view`` never changes. It starts disabled, zeroed, with 0 in its MSR."""
+
+    __slots__ = ("_pages", "offset", "writable")
+
+    def __init__(self, pages: OverlayPages, offset: int, view: memoryview) -> None:
+        self._pages = pages
+        self.offset = offset
+        self.view = view
+        #: whether the guest may write to it; set before it is enabled
+        self.writable = True
+        self.gpn = self.home = 0
+        self.value = 0
+
+    def write(self, value: int) -> None:
+        """An MSR write: bit 0 enables, 11:1 are kept, 63:12 move the page. A GPA outside the child's address space is
+        accepted; the page is then nowhere."""
+        gpn = value >> PAGE_GPN_SHIFT
+        with self._pages.child.hypervisor.lock:
+            if gpn != self.gpn or bool(value & PAGE_ENABLE) != self.enabled:
+                if self.enabled:
+                    self._pages.hide(self)
+                self.gpn = gpn
+                if value & PAGE_ENABLE:
+                    self._pages.show(self)
+            self.value = value
+
+    def can_move(self, value: int) -> bool:
+        """Whether the page of this MSR value lies in the child's address space."""
+        return (value >> PAGE_GPN_SHIFT) < self._pages.gpn_limit
+
+    def disable(self) -> None:
+        """Clears bit 0."""
+        self.write(self.value & ~PAGE_ENABLE)
+
+    def reset(self) -> None:
+        """As after creation: disabled, 0 in the MSR. The contents stay, as TLFS zeroes them at creation only."""
+        self.write(0)
+
+
+class OverlayPages:
+    """A child's overlay pages. Under Hypervisor.lock."""
+
+    __slots__ = ("_fd", "_map", "_next", "_shown", "_view", "child", "gpn_limit")
+
+    def __init__(self, child: ChildPartition) -> None:
+        self.child = child
+        self.gpn_limit = 1 << (child.memory.width - PAGE_GPN_SHIFT)
+        self._next = 0
+        #: page number -> overlays there, the visible one last
+        self._shown: dict[int, list[ChildOverlay]] = {}
+        self._fd = os.memfd_create("rootvisor-overlays", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self._fd, PAGE_LIMIT * PAGE_SIZE)
+            self._map = mmap.mmap(self._fd, PAGE_LIMIT * PAGE_SIZE)
+        except OSError:
+            os.close(self._fd)
+            raise
+        self._view = memoryview(self._map)
+
+    def allocate(self, writable: bool = True) -> ChildOverlay:
+        """The next page, zeroed; ``writable`` tells whether the guest may write to it."""
+        if self._next >= PAGE_LIMIT:
+            raise MemoryError("a child has no more overlay pages")
+        offset = self._next * PAGE_SIZE
+        self._next += 1
+        page = ChildOverlay(self, offset, self._view[offset : offset + PAGE_SIZE])
+        page.writable = writable
+        return page
+
+    def show(self, page: ChildOverlay) -> None:
+        """Lays the page over the child's memory at its page number."""
+        if page.gpn >= self.gpn_limit or page.gpn == _APIC_GPN:
+            return
+        self._shown.setdefault(page.gpn, []).append(page)
+        self.child.memory.put_overlay(page.gpn, self._fd, page.offset, page.writable)
+
+    def hide(self, page: ChildOverlay) -> None:
+        """Takes it away; another overlay there, or the child's memory, is visible again."""
+        pages = self._shown.get(page.gpn)
+        if pages is None or page not in pages:
+            return
+        pages.remove(page)
+        if pages:
+            below = pages[-1]
+            self.child.memory.put_overlay(page.gpn, self._fd, below.offset, below.writable)
+        else:
+            del self._shown[page.gpn]
+            self.child.memory.remove_overlay(page.gpn)
+
+    def close(self) -> None:
+        """Frees the memory; the child's VPs have stopped."""
+        self._shown.clear()
+        self._view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # pages are still referred to; the mapping goes with the last of them
+        os.close(self._fd)
