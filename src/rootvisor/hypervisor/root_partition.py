@@ -51,7 +51,7 @@ _MTRR_ENABLED_WRITE_BACK = 0xC06
 class RootPartition(Partition):
     """Memory, ports and MMIO are wired by whoever builds the computer; then :meth:`create_vps`, :meth:`start`."""
 
-    __slots__ = ("ended_fd", "interrupts", "mmio", "owned_pages", "ports")
+    __slots__ = ("ended_fd", "interrupts", "mmio", "owned_pages", "ports", "xsave")
 
     def __init__(
         self, hypervisor: Hypervisor, partition_id: int, memory: GuestMemory, owned: tuple[int, int]
@@ -68,11 +68,14 @@ class RootPartition(Partition):
         self.owned_pages = OwnedPages(memory, owned[0], owned[1])
         self.hypercall_page = self.owned_pages.allocate()
         self.tsc_page = self.owned_pages.allocate()
+        #: whether this machine's KVM can show XSAVE to partitions (kvm.selftest)
+        self.xsave = False
         #: an eventfd that becomes readable when the partition has ended
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def create_vps(self, count: int, xsave: bool) -> None:
         """Creates all VPs; the clock starts here."""
+        self.xsave = xsave
         supported = self.hypervisor.kvm.supported_cpuid()
         for index in range(count):
             vcpu = self.vm.create_vcpu(index)

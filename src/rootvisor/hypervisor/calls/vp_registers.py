@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GET and SET_VP_REGISTERS, TRANSLATE_VIRTUAL_ADDRESS (TLFS; kernel ``drivers/hv/mshv_root_hv_call.c``)."""
+
+from __future__ import annotations
+
+from struct import Struct
+from time import perf_counter_ns
+
+from ...tlfs import hypercalls, privileges, registers, status, translation
+from ..errors import GeneralProtection, HvError
+from ..hypercall_table import TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..child_vp import ChildVp
+    from ..vp import VirtualProcessor
+
+_VALUE = Struct("<QQ").pack_into
+_SET_ELEMENT = Struct("<I12xQQ").unpack_from
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+#: Elements between two looks at the clock; most cost a microsecond.
+_ELEMENTS = 32
+_CPL = 0x1C0 + 120 + 16  # kvm_run: DPL of SS
+
+
+def _child_vp(vp: VirtualProcessor, partition_id: int, vp_index: int, vtl: int) -> ChildVp | None:
+    """The child's VP that a call names; None: the VP that makes the call.
+
+    HV_STATUS_INVALID_VP_STATE for another VP of the caller's own partition: it runs.
+    """
+    caller = vp.partition
+    partition = caller.hypervisor.partition(caller, partition_id)
+    if vtl & 0x1F:
+        raise HvError(status.INVALID_PARAMETER)
+    if partition is not caller:
+        return partition.vp(vp_index)  # type: ignore[return-value]
+    if vp_index not in (registers.VP_INDEX_SELF, vp.index):
+        partition.vp(vp_index)
+        raise HvError(status.INVALID_VP_STATE)
+    if not caller.privileges & (privileges.ACCESS_VP_REGISTERS | privileges.CREATE_PARTITIONS):
+        raise HvError(status.ACCESS_DENIED)
+    return None
+
+
+@TABLE.rep(
+    hypercalls.GET_VP_REGISTERS,
+    hypercalls.VP_REGISTERS_INPUT,
+    registers.GET_ELEMENT_SIZE,
+    registers.VALUE_SIZE,
+)
+def get_vp_registers(
+    vp: VirtualProcessor,
+    elements: memoryview,
+    output: memoryview,
+    start: int,
+    count: int,
+    partition_id: int,
+    vp_index: int,
+    vtl: int,
+    _reserved: bytes,
+) -> int:
+    """16 bytes per name. INVALID_PARAMETER: a name that does not exist here; INVALID_VP_STATE: the VP runs.
+
+    Of the caller's own VP there are the synthetic registers.
+    """
+    target = _child_vp(vp, partition_id, vp_index, vtl)
+    names = elements.cast("I")
+    index = start
+    try:
+        if target is None:
+            from .. import synthetic_registers
+
+            for index in range(start, count):
+                value = synthetic_registers.get(vp, names[index])
+                _VALUE(output, index * 16, value & _MASK64, value >> 64)
+            return count
+        from .. import register_page, vp_registers
+
+        register_page.absorb(target)
+        slots = {} if target.running else vp_registers.SLOTS
+        get = vp_registers.get
+        u64 = target.u64
+        for index in range(start, count):
+            name = names[index]
+            if name in slots:
+                _VALUE(output, index * 16, u64[slots[name]], 0)
+            else:
+                value = get(target, name)
+                _VALUE(output, index * 16, value & _MASK64, value >> 64)
+                if not index % _ELEMENTS and perf_counter_ns() > vp.deadline:
+                    return index + 1
+    except HvError as error:
+        error.reps = index
+        raise
+    return count
+
+
+@TABLE.rep(hypercalls.SET_VP_REGISTERS, hypercalls.VP_REGISTERS_INPUT, registers.SET_ELEMENT_SIZE)
+def set_vp_registers(
+    vp: VirtualProcessor,
+    elements: memoryview,
+    _output: memoryview,
+    start: int,
+    count: int,
+    partition_id: int,
+    vp_index: int,
+    vtl: int,
+    _reserved: bytes,
+) -> int:
+    """Stores values in order.
+
+    INVALID_PARAMETER: unknown or read-only name; INVALID_REGISTER_VALUE; INVALID_VP_STATE: the VP runs.
+    """
+    target = _child_vp(vp, partition_id, vp_index, vtl)
+    index = start
+    if target is None:
+        from .. import synthetic_registers
+
+        try:
+            for index in range(start, count):
+                name, low, _high = _SET_ELEMENT(elements, index * 32)
+                synthetic_registers.set(vp, name, low)
+        except HvError as error:
+            error.reps = index
+            raise
+        except GeneralProtection:
+            raise HvError(status.INVALID_REGISTER_VALUE, index) from None
+        return count
+    from .. import register_page, vp_registers
+
+    register_page.absorb(target)
+    set_register = vp_registers.set
+    try:
+        for index in range(start, count):
+            name, low, high = _SET_ELEMENT(elements, index * 32)
+            set_register(target, name, low | high << 64 if high else low, vp)
+            if not index % _ELEMENTS and index and perf_counter_ns() > vp.deadline:
+                return index + 1
+    except HvError as error:
+        error.reps = index
+        raise
+    finally:
+        if not target.running:
+            register_page.fill(target)
+    return count
+
+
+@TABLE.simple(
+    hypercalls.TRANSLATE_VIRTUAL_ADDRESS, registers.TRANSLATE_INPUT, registers.TRANSLATE_OUTPUT.size
+)
+def translate_virtual_address(
+    vp: VirtualProcessor, partition_id: int, vp_index: int, flags: int, gva_page: int
+) -> bytes:
+    """Walks a child VP's page tables; the status is SUCCESS also when the walk fails, the code in the answer says why.
+
+    A page that the walk reaches is valid whether there is memory or not: devices are read through it.
+    """
+    target = _child_vp(vp, partition_id, vp_index, flags >> 56)
+    if target is None:
+        raise HvError(status.INVALID_PARAMETER)
+    if target.running:
+        raise HvError(status.INVALID_VP_STATE)
+    from .. import page_walk, register_page
+
+    register_page.absorb(target)
+    exempt = flags & translation.PRIVILEGE_EXEMPT
+    walk = page_walk.translate(
+        target,
+        gva_page << 12 & _MASK64,
+        write=bool(flags & translation.VALIDATE_WRITE),
+        execute=bool(flags & translation.VALIDATE_EXECUTE),
+        user=None if exempt else target.u8[_CPL] == 3,
+        set_bits=bool(flags & translation.SET_PAGE_TABLE_BITS),
+    )
+    return registers.TRANSLATE_OUTPUT.pack(walk.code, registers.CACHE_WRITE_BACK, 0, walk.gpa >> 12)

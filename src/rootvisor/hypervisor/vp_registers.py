@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers of a child's VP by name, as HVCALL_GET/SET_VP_REGISTERS see them (contract child-partitions 4.1-4.3).
+
+While a VP is parked its general and special registers and events lie in the shared run page, where they are read and
+written; KVM_RUN takes over what is marked dirty. FPU state is read once per stop and written back before the VP runs.
+The rest are vCPU ioctls. All functions are called with ``Hypervisor.lock`` held; HV_STATUS_INVALID_VP_STATE is the
+answer where the VP would have to be parked and is not (an ioctl would wait until KVM_RUN returns).
+
+Values are unsigned integers of 64 or 128 bits. What depends on more than one register is checked when the VP runs.
+"""
+
+from __future__ import annotations
+
+from time import clock_gettime_ns
+
+from ..kvm import abi
+from ..kvm.errors import KvmError
+from ..tlfs import registers as names
+from ..tlfs import status
+from . import child_cpuid, register_page, segments, synthetic_registers, vp_events
+from .errors import GeneralProtection, HvError
+from .fpu_image import FpuImage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .child_vp import ChildVp
+    from .vp import VirtualProcessor
+
+    Get = Callable[[ChildVp], int]
+    Set = Callable[[ChildVp, int], None]
+
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+_REGS = abi.SYNC_REGS_AT // 8
+_SREGS = abi.SYNC_SREGS_AT // 8
+_RDX = _REGS + abi.REGS.index("rdx")
+_RIP = _REGS + abi.REGS.index("rip")
+_RFLAGS = _REGS + abi.REGS.index("rflags")
+_CR0 = _SREGS + abi.SREGS_CR0 // 8
+_CR2 = _SREGS + abi.SREGS_CR2 // 8
+_CR3 = _SREGS + abi.SREGS_CR3 // 8
+_CR4 = _SREGS + abi.SREGS_CR4 // 8
+_CR8 = _SREGS + abi.SREGS_CR8 // 8
+_EFER = _SREGS + abi.SREGS_EFER // 8
+_APIC_BASE = _SREGS + abi.SREGS_APIC_BASE // 8
+_DIRTY = abi.RUN_DIRTY_REGS // 8
+
+_CR0_PG = 1 << 31
+_EFER_LME, _EFER_LMA = 1 << 8, 1 << 10
+#: SCE, LME, LMA, NXE, SVME, LMSLE, FFXSR, TCE, AIBRSE.
+_EFER_VALID = 1 | _EFER_LME | _EFER_LMA | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 21
+#: Everything but the reserved bits; bit 1 is always set.
+RFLAGS_VALID = 0x3F7FD7
+_APIC_BASE_RESERVED = 0x2FF | ~0xF_FFFF_FFFF_FFFF
+_LAPIC_LVT0 = 0x350
+_LVT_MASKED = 0x10000
+
+
+class StoredState:
+    """What a VP has besides the registers of its KVM processor. ``vp.stored``, made by :func:`reset`."""
+
+    __slots__ = (
+        "cpuid_final",
+        "cpuid_stale",
+        "deliverability",
+        "dispatch_suspend",
+        "dr7",
+        "fpu",
+        "root_signals",
+        "state_pages",
+        "stimers",
+        "timer_count",
+        "xcr0",
+    )
+
+    def __init__(self) -> None:
+        #: registered CPUID results that KVM has not got yet; KVM takes no more after the VP has run
+        self.cpuid_stale = True
+        self.cpuid_final = False
+        self.dispatch_suspend = False
+        #: scheduler messages sent for the VP (root scheduler)
+        self.root_signals = 0
+        self.deliverability = 0
+        #: VP state pages: type (tlfs.vp_state.PAGE_*) -> page of the child's pool
+        self.state_pages: dict[int, int] = {}
+        self.fpu = FpuImage()
+        #: as long as the VP is parked and nobody has changed them
+        self.dr7: int | None = None
+        self.xcr0: int | None = None
+        #: hv_synthetic_timers_state
+        self.stimers = bytearray(200)
+        #: the local APIC's current count, as long as the VP is parked and somebody has looked
+        self.timer_count: int | None = None
+
+
+# --- single registers ---------------------------------------------------------------------------------------------
+def _set_rip(vp: ChildVp, value: int) -> None:
+    if vp.intercept_suspend:  # the VMM has completed the intercepted instruction
+        vp_events.end_shadow(vp)
+    vp.u64[_RIP] = value & _MASK64
+    vp.mark_dirty(abi.SYNC_REGS)
+
+
+def _set_rflags(vp: ChildVp, value: int) -> None:
+    if value & ~RFLAGS_VALID:
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    vp.u64[_RFLAGS] = value | 2
+    vp.mark_dirty(abi.SYNC_REGS)
+
+
+def _special(slot: int, reserved: int) -> Set:
+    """A register of the sregs block; bits of ``reserved`` make it invalid."""
+
+    def write(vp: ChildVp, value: int) -> None:
+        if value & reserved:
+            raise HvError(status.INVALID_REGISTER_VALUE)
+        vp.u64[slot] = value
+        vp.mark_dirty(abi.SYNC_SREGS)
+
+    return write
+
+
+def _segment(at: int) -> tuple[Get, Set]:
+    def write(vp: ChildVp, value: int) -> None:
+        segments.write(vp.u8, at, value)
+        vp.mark_dirty(abi.SYNC_SREGS)
+
+    return (lambda vp: segments.read(vp.u8, at)), write
+
+
+def _table(offset: int) -> tuple[Get, Set]:
+    at = abi.SYNC_SREGS_AT + offset
+
+    def write(vp: ChildVp, value: int) -> None:
+        segments.write_table(vp.u8, at, value)
+        vp.mark_dirty(abi.SYNC_SREGS)
+
+    return (lambda vp: segments.read_table(vp.u8, at)), write
+
+
+def _fpu(offset: int) -> tuple[Get, Set]:
+    return (
+        lambda vp: vp.stored.fpu.get(vp, offset),
+        lambda vp, value: vp.stored.fpu.set(vp, offset, value),
+    )
+
+
+def _debug(index: int) -> tuple[Get, Set]:
+    """DR0-3, DR6, DR7 in ``struct kvm_debugregs``, u64 number ``index``."""
+    part = slice(index * 8, index * 8 + 8)
+
+    def write(vp: ChildVp, value: int) -> None:
+        state = vp.vcpu.debug_registers()
+        state[part] = (value & _MASK64).to_bytes(8, "little")
+        vp.stored.dr7 = None
+        vp.vcpu.set_debug_registers(state)
+
+    return (lambda vp: int.from_bytes(vp.vcpu.debug_registers()[part], "little")), write
+
+
+def _msr(index: int) -> tuple[Get, Set]:
+    def read(vp: ChildVp) -> int:
+        value = vp.vcpu.try_msr(index)
+        if value is None:
+            raise HvError(status.INVALID_PARAMETER)
+        return value
+
+    def write(vp: ChildVp, value: int) -> None:
+        child_cpuid.ensure(vp)
+        if value > _MASK64:
+            raise HvError(status.INVALID_REGISTER_VALUE)
+        if not vp.vcpu.set_msr(index, value) and vp.vcpu.try_msr(index) != value:
+            raise HvError(
+                status.INVALID_PARAMETER if vp.vcpu.try_msr(index) is None else status.INVALID_REGISTER_VALUE
+            )
+
+    return read, write
+
+
+def _get_activity(vp: ChildVp) -> int:
+    vcpu = vp.vcpu
+    try:
+        vcpu.commit_sync_area()
+    except KvmError:
+        pass  # found out again when the VP runs
+    state = vcpu.mp_state()
+    if vp.index:
+        vcpu.fill_sync_area()  # KVM has looked for INIT and SIPI
+    if state in (abi.MP_STATE_UNINITIALIZED, abi.MP_STATE_INIT_RECEIVED):
+        return names.ACTIVITY_STARTUP_SUSPEND
+    return names.ACTIVITY_HALT_SUSPEND if state == abi.MP_STATE_HALTED else 0
+
+
+def _set_activity(vp: ChildVp, value: int) -> None:
+    if value & ~(names.ACTIVITY_STARTUP_SUSPEND | names.ACTIVITY_HALT_SUSPEND | names.ACTIVITY_IDLE_SUSPEND):
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    if value & names.ACTIVITY_STARTUP_SUSPEND:
+        vp.vcpu.set_mp_state(abi.MP_STATE_UNINITIALIZED)
+    elif value:
+        vp.vcpu.set_mp_state(abi.MP_STATE_HALTED)
+    else:
+        vp.vcpu.set_mp_state(abi.MP_STATE_RUNNABLE)
+
+
+def _set_xfem(vp: ChildVp, value: int) -> None:
+    if value == vp.vcpu.xcr0():
+        return
+    child_cpuid.ensure(vp)
+    vp.stored.xcr0 = None
+    vp.vcpu.set_xcr0(value)
+
+
+def _set_apic_id(vp: ChildVp, value: int) -> None:
+    """KVM's APIC ids are those of the processors it made: only the one that the VP has is valid."""
+    if value not in (vp.apic_id, vp.apic_id << 24):
+        raise HvError(status.INVALID_REGISTER_VALUE)
+
+
+def _set_deliverability(vp: ChildVp, value: int) -> None:
+    if value & names.DELIVERABILITY_LOCAL_APIC:  # the hypervisor has the local APIC
+        raise HvError(status.INVALID_PARAMETER)
+    if value & ~(0xFFFF << names.DELIVERABILITY_SINTS_SHIFT):
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    vp.stored.deliverability = value
+
+
+def _general(slot: int) -> Set:
+    def write(vp: ChildVp, value: int) -> None:
+        vp.u64[slot] = value & _MASK64
+        vp.mark_dirty(abi.SYNC_REGS)
+
+    return write
+
+
+def _stimer(index: int) -> tuple[Get, Set]:
+    """CONFIG (even) and COUNT (odd) in hv_synthetic_timers_state."""
+    at = index // 2 * 40 + 8 + index % 2 * 8
+
+    def write(vp: ChildVp, value: int) -> None:
+        vp.stored.stimers[at : at + 8] = (value & _MASK64).to_bytes(8, "little")
+
+    return (lambda vp: int.from_bytes(vp.stored.stimers[at : at + 8], "little")), write
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+#: 64-bit registers of the sync area: name -> index in ``vp.u64``. Read them without a call where many are read.
+SLOTS: dict[int, int] = {}
+#: The others, and how all are written. Only while the VP is parked.
+_GET: dict[int, Get] = {}
+_SET: dict[int, Set] = {}
+
+
+def _build() -> None:
+    for number, register in enumerate(
+        ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+         "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags")
+    ):  # fmt: skip
+        slot = _REGS + abi.REGS.index(register)
+        SLOTS[names.RAX + number] = slot
+        _SET[names.RAX + number] = _general(slot)
+    _SET[names.RIP] = _set_rip
+    _SET[names.RFLAGS] = _set_rflags
+    wide = ~_MASK64
+    for name, slot, reserved in (
+        (names.CR0, _CR0, ~0xFFFFFFFF),
+        (names.INTERMEDIATE_CR0, _CR0, ~0xFFFFFFFF),
+        (names.CR2, _CR2, wide),
+        (names.CR3, _CR3, ~0x7FFF_FFFF_FFFF_FFFF),
+        (names.INTERMEDIATE_CR3, _CR3, ~0x7FFF_FFFF_FFFF_FFFF),
+        (names.CR4, _CR4, ~0x1FFFFFFFF),
+        (names.INTERMEDIATE_CR4, _CR4, ~0x1FFFFFFFF),
+        (names.CR8, _CR8, ~0xF),
+        (names.INTERMEDIATE_CR8, _CR8, ~0xF),
+        (names.EFER, _EFER, ~_EFER_VALID),
+        (names.APIC_BASE, _APIC_BASE, _APIC_BASE_RESERVED),
+    ):
+        SLOTS[name] = slot
+        _SET[name] = _special(slot, reserved)
+
+    def both(name: int, pair: tuple[Get, Set]) -> None:
+        _GET[name], _SET[name] = pair
+
+    for number, at in enumerate(segments.AT):
+        both(names.ES + number, _segment(at))
+    both(names.IDTR, _table(abi.SREGS_IDT))
+    both(names.GDTR, _table(abi.SREGS_GDT))
+    for number in range(16):
+        both(names.XMM0 + number, _fpu(160 + 16 * number))
+    for number in range(8):
+        both(names.FP_MMX0 + number, _fpu(32 + 16 * number))
+    both(names.FP_CONTROL_STATUS, _fpu(0))
+    both(names.XMM_CONTROL_STATUS, _fpu(16))
+    for number, index in enumerate((0, 1, 2, 3, 4, 5)):
+        both(names.DR0 + number, _debug(index))
+    for name, msr in _msrs().items():
+        both(name, _msr(msr))
+    both(names.PENDING_INTERRUPTION, (vp_events.pending_interruption, vp_events.set_pending_interruption))
+    both(names.INTERRUPT_STATE, (vp_events.interrupt_state, vp_events.set_interrupt_state))
+    both(names.PENDING_EVENT0, (vp_events.pending_event0, vp_events.set_pending_event0))
+    both(names.PENDING_EVENT1, ((lambda _vp: 0), vp_events.set_pending_event1))
+    both(names.INTERNAL_ACTIVITY_STATE, (_get_activity, _set_activity))
+    both(names.DELIVERABILITY_NOTIFICATIONS, ((lambda vp: vp.stored.deliverability), _set_deliverability))
+    both(names.XFEM, ((lambda vp: vp.vcpu.xcr0()), _set_xfem))
+    both(names.INITIAL_APIC_ID, ((lambda vp: vp.apic_id), _set_apic_id))
+    both(names.APIC_ID, ((lambda vp: vp.apic_id), _set_apic_id))
+    for number in range(2 * names.STIMER_COUNT):
+        both(names.STIMER0_CONFIG + number, _stimer(number))
+
+
+def _msrs() -> dict[int, int]:
+    """Names that are MSRs of KVM's."""
+    table = {
+        names.TSC: 0x10, names.KERNEL_GS_BASE: 0xC0000102, names.PAT: 0x277, names.SYSENTER_CS: 0x174,
+        names.SYSENTER_EIP: 0x176, names.SYSENTER_ESP: 0x175, names.STAR: 0xC0000081, names.LSTAR: 0xC0000082,
+        names.CSTAR: 0xC0000083, names.SFMASK: 0xC0000084, names.MTRR_CAP: 0xFE, names.MTRR_DEF_TYPE: 0x2FF,
+        names.MTRR_FIX64K00000: 0x250, names.MTRR_FIX16K80000: 0x258, names.MTRR_FIX16KA0000: 0x259,
+        names.TSC_AUX: 0xC0000103, names.BNDCFGS: 0xD90, names.DEBUG_CTL: 0x1D9, names.SPEC_CTRL: 0x48,
+        names.U_XSS: 0xDA0, names.U_CET: 0x6A0, names.S_CET: 0x6A2, names.PL0_SSP: 0x6A4, names.PL1_SSP: 0x6A5,
+        names.PL2_SSP: 0x6A6, names.PL3_SSP: 0x6A7, names.INTERRUPT_SSP_TABLE: 0x6A8, names.TSC_DEADLINE: 0x6E0,
+        names.TSC_ADJUST: 0x3B, names.MISC_ENABLE: 0x1A0,
+    }  # fmt: skip
+    for number in range(8):  # KVM has eight
+        table[names.MTRR_PHYS_BASE0 + number] = 0x200 + 2 * number
+        table[names.MTRR_PHYS_MASK0 + number] = 0x201 + 2 * number
+        table[names.MTRR_FIX4KC0000 + number] = 0x268 + number
+    return table
+
+
+_build()
+
+
+# --- registers that a running VP has too --------------------------------------------------------------------------
+def _set_explicit_suspend(vp: ChildVp, value: int, root_vp: VirtualProcessor) -> None:
+    if value & ~1:
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    if value:
+        ran = vp.running
+        vp.suspend()
+        if ran:
+            register_page.refresh(vp)
+    elif vp.explicit_suspend:
+        if not vp.intercept_suspend:
+            before_run(vp)
+        vp.clear_explicit_suspend(root_vp)
+
+
+def _set_intercept_suspend(vp: ChildVp, value: int, root_vp: VirtualProcessor) -> None:
+    if value & ~1 or (value and not vp.intercept_suspend):  # only an intercept sets it
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    if not value and vp.intercept_suspend:
+        if not vp.explicit_suspend:
+            before_run(vp)
+        vp.clear_intercept_suspend(root_vp)
+
+
+def _set_dispatch_suspend(vp: ChildVp, value: int, _root_vp: VirtualProcessor) -> None:
+    if value & ~1:
+        raise HvError(status.INVALID_REGISTER_VALUE)
+    vp.stored.dispatch_suspend = bool(value)
+
+
+def _runtime(vp: ChildVp) -> int:
+    """100 ns units that the VP's thread has computed."""
+    return clock_gettime_ns(vp.cpu_clock) // 100 if vp.cpu_clock else 0
+
+
+def _always() -> dict[int, tuple[Get, Callable[[ChildVp, int, VirtualProcessor], None] | None]]:
+    return {
+        names.EXPLICIT_SUSPEND: ((lambda vp: int(vp.explicit_suspend)), _set_explicit_suspend),
+        names.INTERCEPT_SUSPEND: ((lambda vp: int(vp.intercept_suspend)), _set_intercept_suspend),
+        names.DISPATCH_SUSPEND: ((lambda vp: int(vp.stored.dispatch_suspend)), _set_dispatch_suspend),
+        names.VP_ROOT_SIGNAL_COUNT: ((lambda vp: vp.stored.root_signals), None),
+        names.VP_RUNTIME: (_runtime, None),
+    }
+
+
+_ALWAYS = _always()
+
+
+def get(vp: ChildVp, name: int) -> int:
+    """The value. HV_STATUS_INVALID_PARAMETER for a name that does not exist here."""
+    slot = SLOTS.get(name)
+    if slot is not None:
+        if vp.running:
+            raise HvError(status.INVALID_VP_STATE)
+        return vp.u64[slot]
+    always = _ALWAYS.get(name)
+    if always is not None:
+        return always[0](vp)
+    read = _GET.get(name)
+    if read is None:
+        return synthetic_registers.get(vp, name)
+    if vp.running:
+        raise HvError(status.INVALID_VP_STATE)
+    return read(vp)
+
+
+def set(vp: ChildVp, name: int, value: int, root_vp: VirtualProcessor) -> None:
+    """Stores ``value``. HV_STATUS_INVALID_PARAMETER: unknown or read-only name; INVALID_REGISTER_VALUE.
+
+    ``root_vp`` makes the call: an intercept after a resume goes there.
+    """
+    write = _SET.get(name)
+    if write is not None:
+        if vp.running:
+            raise HvError(status.INVALID_VP_STATE)
+        try:
+            write(vp, value)
+        except KvmError:
+            raise HvError(status.INVALID_REGISTER_VALUE) from None
+        return
+    always = _ALWAYS.get(name)
+    if always is None:
+        try:
+            synthetic_registers.set(vp, name, value)
+        except GeneralProtection:
+            raise HvError(status.INVALID_REGISTER_VALUE) from None
+        return
+    if always[1] is None:
+        raise HvError(status.INVALID_PARAMETER)
+    always[1](vp, value, root_vp)
+
+
+def reset(vp: ChildVp) -> None:
+    """A new VP's state: architectural reset, APs waiting for SIPI, all local vector table entries masked."""
+    vp.stored = StoredState()
+    vcpu = vp.vcpu
+    vcpu.vm.enable_capability(abi.CAP_EXCEPTION_PAYLOAD, 1)
+    # KVM unmasks LINT0 of the boot processor, at every INIT too.
+    vcpu.vm.enable_capability(abi.CAP_DISABLE_QUIRKS, abi.QUIRK_LINT0_REENABLED)
+    vcpu.enable_capability(abi.CAP_ENFORCE_PV_FEATURE_CPUID, 1)
+    child_cpuid.ensure(vp)
+    lapic = vcpu.lapic()
+    lapic[_LAPIC_LVT0 : _LAPIC_LVT0 + 4] = _LVT_MASKED.to_bytes(4, "little")
+    vcpu.set_lapic(lapic)
+    vcpu.set_mp_state(abi.MP_STATE_UNINITIALIZED if vp.index else abi.MP_STATE_RUNNABLE)
+    vcpu.fill_sync_area()
+    vp.u64[_RDX] = child_cpuid.signature(vp)
+    vp.u64[_DIRTY] = abi.SYNC_REGS
+    vcpu.commit_sync_area()
+
+
+def before_run(vp: ChildVp) -> None:
+    """Everything that a parked VP must have before KVM_RUN: called when it is resumed."""
+    register_page.absorb(vp)
+    stored = vp.stored
+    if stored.cpuid_stale:
+        child_cpuid.ensure(vp)
+    stored.cpuid_final = True
+    stored.timer_count = stored.dr7 = stored.xcr0 = None
+    stored.fpu.leave(vp)
+    u64 = vp.u64
+    dirty = u64[_DIRTY]
+    if not dirty:
+        return
+    if dirty & abi.SYNC_SREGS:
+        efer = u64[_EFER]
+        long_mode = efer & _EFER_LME and u64[_CR0] & _CR0_PG
+        u64[_EFER] = efer | _EFER_LMA if long_mode else efer & ~_EFER_LMA
+    if dirty & abi.SYNC_REGS:
+        vp_events.keep_pending_exception(vp)
+    if vp.index:
+        # In wait-for-SIPI KVM_RUN overwrites the sync area before it reads it. A value that KVM refuses stays marked
+        # and makes KVM_RUN fail.
+        try:
+            vp.vcpu.commit_sync_area()
+        except KvmError:
+            pass
