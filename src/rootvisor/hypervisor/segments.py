@@ -47,7 +47,8 @@ def attributes(kind: int, present: int, dpl: int, db: int, s: int, long: int, g:
 def read(run: memoryview, at: int) -> int:
     """The segment at byte ``at`` of ``struct kvm_run`` as a 128-bit register value."""
     base, limit, selector, kind, present, dpl, db, s, long, g, avl, _unusable = _KVM.unpack_from(run, at)
-    return base | limit << 64 | selector << 96 | attributes(kind, present, dpl, db, s, long, g, avl) << 112
+    words = attributes(kind, present, dpl, db, s, long, g, avl)
+    return int(base | limit << 64 | selector << 96 | words << 112)
 
 
 def write(run: memoryview, at: int, value: int) -> None:

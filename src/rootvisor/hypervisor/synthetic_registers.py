@@ -73,13 +73,14 @@ def _set_reference_tsc(vp: VirtualProcessor, value: int) -> None:
             partition.reference_time.write_page(partition.tsc_page.view)
 
 
-def _set_scontrol(vp: VirtualProcessor, value: int) -> None:
-    vp.synic.scontrol = value
-
-
-def _set_page(page: OverlayPage, value: int) -> None:
+def _set_synic_page(vp: VirtualProcessor, page: OverlayPage, value: int) -> None:
     if value != page.value:
-        page.write(value)
+        vp.synic.write_page(page, value)
+
+
+def _set_assist_page(vp: VirtualProcessor, value: int) -> None:
+    if value != vp.assist_page.value:
+        vp.assist_page.write(value)
 
 
 def _sint(number: int) -> tuple[Get, Set]:
@@ -101,15 +102,22 @@ def _table() -> dict[int, tuple[Get, Set | None]]:
         names.HYPERCALL: ((lambda vp: vp.partition.hypercall_page.value), _set_hypercall),
         names.GUEST_OS_ID: ((lambda vp: vp.partition.guest_os_id), _set_guest_os_id),
         names.VP_INDEX: ((lambda vp: vp.index), None),
-        names.VP_ASSIST_PAGE: (
-            (lambda vp: vp.assist_page.value), (lambda vp, value: _set_page(vp.assist_page, value)),
-        ),
+        names.VP_ASSIST_PAGE: ((lambda vp: vp.assist_page.value), _set_assist_page),
         names.REFERENCE_TSC: ((lambda vp: vp.partition.tsc_page.value), _set_reference_tsc),
-        names.SCONTROL: ((lambda vp: vp.synic.scontrol), _set_scontrol),
+        names.SCONTROL: ((lambda vp: vp.synic.scontrol), lambda vp, value: vp.synic.write_scontrol(value)),
         names.SVERSION: ((lambda _vp: 1), None),
-        names.SIEFP: ((lambda vp: vp.synic.siefp.value), (lambda vp, value: _set_page(vp.synic.siefp, value))),
-        names.SIMP: ((lambda vp: vp.synic.simp.value), (lambda vp, value: _set_page(vp.synic.simp, value))),
-        names.SIRBP: ((lambda vp: vp.synic.sirbp.value), (lambda vp, value: _set_page(vp.synic.sirbp, value))),
+        names.SIEFP: (
+            lambda vp: vp.synic.siefp.value,
+            lambda vp, value: _set_synic_page(vp, vp.synic.siefp, value),
+        ),
+        names.SIMP: (
+            lambda vp: vp.synic.simp.value,
+            lambda vp, value: _set_synic_page(vp, vp.synic.simp, value),
+        ),
+        names.SIRBP: (
+            lambda vp: vp.synic.sirbp.value,
+            lambda vp, value: _set_synic_page(vp, vp.synic.sirbp, value),
+        ),
         names.EOM: ((lambda _vp: 0), (lambda vp, _value: vp.synic.end_of_message())),
         names.GUEST_CRASH_CTL: ((lambda _vp: msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE), None),
         **{names.SINT0 + number: _sint(number) for number in range(16)},

@@ -63,7 +63,6 @@ class StoredState:
     __slots__ = (
         "cpuid_final",
         "cpuid_stale",
-        "deliverability",
         "dispatch_suspend",
         "dr7",
         "fpu",
@@ -81,7 +80,6 @@ class StoredState:
         self.dispatch_suspend = False
         #: scheduler messages sent for the VP (root scheduler)
         self.root_signals = 0
-        self.deliverability = 0
         #: VP state pages: type (tlfs.vp_state.PAGE_*) -> page of the child's pool
         self.state_pages: dict[int, int] = {}
         self.fpu = FpuImage()
@@ -217,12 +215,16 @@ def _set_apic_id(vp: ChildVp, value: int) -> None:
         raise HvError(status.INVALID_REGISTER_VALUE)
 
 
+def _get_deliverability(vp: ChildVp) -> int:
+    return vp.synic.notify_sints << names.DELIVERABILITY_SINTS_SHIFT
+
+
 def _set_deliverability(vp: ChildVp, value: int) -> None:
     if value & names.DELIVERABILITY_LOCAL_APIC:  # the hypervisor has the local APIC
         raise HvError(status.INVALID_PARAMETER)
     if value & ~(0xFFFF << names.DELIVERABILITY_SINTS_SHIFT):
         raise HvError(status.INVALID_REGISTER_VALUE)
-    vp.stored.deliverability = value
+    vp.synic.notify_sints = value >> names.DELIVERABILITY_SINTS_SHIFT
 
 
 def _general(slot: int) -> Set:
@@ -300,7 +302,7 @@ def _build() -> None:
     both(names.PENDING_EVENT0, (vp_events.pending_event0, vp_events.set_pending_event0))
     both(names.PENDING_EVENT1, ((lambda _vp: 0), vp_events.set_pending_event1))
     both(names.INTERNAL_ACTIVITY_STATE, (_get_activity, _set_activity))
-    both(names.DELIVERABILITY_NOTIFICATIONS, ((lambda vp: vp.stored.deliverability), _set_deliverability))
+    both(names.DELIVERABILITY_NOTIFICATIONS, (_get_deliverability, _set_deliverability))
     both(names.XFEM, ((lambda vp: vp.vcpu.xcr0()), _set_xfem))
     both(names.INITIAL_APIC_ID, ((lambda vp: vp.apic_id), _set_apic_id))
     both(names.APIC_ID, ((lambda vp: vp.apic_id), _set_apic_id))

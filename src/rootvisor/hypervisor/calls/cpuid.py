@@ -16,6 +16,7 @@ from .callers import root_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..child_partition import ChildPartition
+    from ..child_vp import ChildVp
     from ..vp import VirtualProcessor
 
 _VALUES = Struct("<4I")
@@ -60,7 +61,10 @@ def register_intercept_result(
     child = _child(vp, partition_id)
     if kind != tlfs.INTERCEPT_TYPE_CPUID or specific > 1 or always > 1:
         raise HvError(status.INVALID_PARAMETER)
-    targets = child.vps if vp_index == VP_INDEX_ANY else [child.vp(vp_index)]
+    if vp_index == VP_INDEX_ANY:
+        targets: list[ChildVp] = list(child.vps)  # type: ignore[arg-type]
+    else:
+        targets = [child.vp(vp_index)]
     for target in targets:
         if target.stored.cpuid_final:
             raise HvError(status.INVALID_VP_STATE)
