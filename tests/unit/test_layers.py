@@ -29,9 +29,11 @@ EVERYTHING = frozenset(
         "kvm",
         "machine",
         "pci",
+        "peers",
         "tlfs",
         "trace",
         "virtio",
+        "x86",
     }
 )
 
@@ -43,17 +45,22 @@ LAYERS: dict[str, frozenset[str]] = {
     "boot": frozenset(),
     "kernels": frozenset(),
     "trace": frozenset({"tlfs"}),
-    "hypervisor": frozenset({"tlfs", "kvm", "trace"}),
+    "x86": frozenset(),
+    "hypervisor": frozenset({"tlfs", "kvm", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
     "machine": frozenset({"hypervisor", "virtio", "pci", "boot", "trace", "tlfs", "kvm"}),
     "appliance": frozenset({"kernels", "boot"}),
+    "peers": frozenset({"kernels", "boot", "kvm"}),
     "bench": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
     "__main__": EVERYTHING,
 }
 
 #: Third-party modules, and the only packages that may import them.
-THIRD_PARTY: dict[str, frozenset[str]] = {"click": frozenset({"cli", "__main__"})}
+THIRD_PARTY: dict[str, frozenset[str]] = {
+    "click": frozenset({"cli", "__main__"}),
+    "iced_x86": frozenset({"x86"}),
+}
 
 #: Standard modules that cost 20 to 200 ms each in the appliance (see docs/develop/architecture.md).
 SLOW_MODULES = frozenset(

@@ -26,6 +26,20 @@ class UndefinedOpcode(Exception):
     """The hypercall raises #UD in the partition (TLFS: CPL > 0, real mode, a register form that is not offered)."""
 
 
+class MemoryIntercept(Exception):
+    """A child's hypercall needs a page that the root has to provide: the call runs again when it has.
+
+    ``state`` is the page's (:mod:`.child_memory`), ``write`` the right that is missing.
+    """
+
+    __slots__ = ("gpa", "state", "write")
+
+    def __init__(self, gpa: int, write: bool, state: int) -> None:
+        self.gpa = gpa
+        self.write = write
+        self.state = state
+
+
 class HypervisorError(Exception):
     """The host side cannot go on; ``str()`` is one line with the mend."""
 

@@ -2,7 +2,7 @@
 """Executes a hypercall: register and memory forms, fast forms, check order, repetitions and continuation.
 
 Order of checks (contract/guest-interface 2.1): processor mode (#UD), code, privilege, control word, register form,
-alignment and page, readability, then the call's own. The guest's call page is ``ENDBR64; OUT port; RET``, so the
+alignment and page, readability, then the call's own. The guest's call page is ``ENDBR64; OUT port; NOP; RET``, so the
 registers arrive untouched; the answer goes to RAX only.
 """
 
@@ -33,16 +33,15 @@ if TYPE_CHECKING:
 
 #: Port behind the hypercall page; the immediate form of OUT leaves every register alone. No guest probes it.
 PORT = 0x3C
-#: ENDBR64 (Linux keeps IBT only if it is there); OUT PORT, EAX; RET.
-PAGE_CODE = bytes((0xF3, 0x0F, 0x1E, 0xFA, 0xE7, PORT, 0xC3))
-#: Distance from the OUT back to the ENDBR64, where a continued call starts again.
-_OUT_OFFSET = 4
+#: ENDBR64 (Linux keeps IBT only if it is there); OUT PORT, EAX; NOP; RET. OUT and NOP are as long as VMCALL, for
+#: which a VMM takes them that completes a child's call.
+PAGE_CODE = bytes((0xF3, 0x0F, 0x1E, 0xFA, 0xE7, PORT, 0x90, 0xC3))
+#: Where the OUT is in the page. A continued call starts again at the ENDBR64 before it.
+OUT_OFFSET = 4
 #: A rep call gives the VP back after this long, with at least one repetition done (TLFS: 50 us).
 SLICE_NS = 50_000
 #: Calls with codes that do not exist are counted together, or a guest could grow the table.
 UNKNOWN_CODE = 0xFFFF
-#: Pages of operands that a VP remembers.
-_OPERAND_PAGES = 8
 _FAST_PLAIN = 16
 _FAST_XMM = 112
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -124,7 +123,7 @@ def execute(vp: VirtualProcessor) -> None:
             u64[_RCX] = control
         else:
             u64[_RDX] = control >> 32
-        u64[_RIP] = u64[_RIP] - _OUT_OFFSET & _MASK64
+        u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
     else:
         result |= done << RESULT_REPS_SHIFT
         if long_mode:
@@ -150,12 +149,12 @@ def _simple(vp: VirtualProcessor, call: Hypercall, first: int, second: int) -> i
     if size:
         if first & 7 or (first & 0xFFF) + size > 4096:
             return status.INVALID_ALIGNMENT
-        page = vp.operand_pages.get(first >> 12) or _remember_page(vp, first >> 12)
+        page = vp.operand_pages.get(first >> 12) or vp.operand_page(first >> 12, False)
     size = call.output
     if size:
         if second & 7 or (second & 0xFFF) + size > 4096:
             return status.INVALID_ALIGNMENT
-        target = vp.operand_pages.get(second >> 12) or _remember_page(vp, second >> 12)
+        target = vp.operand_pages.get(second >> 12) or vp.operand_page(second >> 12, True)
     with partition.hypervisor.lock:
         if call.unpack is not None:
             answer = call.handler(vp, *call.unpack(page, first & 0xFFF))
@@ -165,18 +164,6 @@ def _simple(vp: VirtualProcessor, call: Hypercall, first: int, second: int) -> i
         at = second & 0xFFF
         target[at : at + len(answer)] = answer
     return status.SUCCESS
-
-
-def _remember_page(vp: VirtualProcessor, gpn: int) -> memoryview:
-    """The page's memory; a kernel uses the same two pages of a VP again and again."""
-    try:
-        page = vp.partition.memory.view(gpn << 12, 4096)
-    except AddressError:
-        raise HvError(status.INVALID_ALIGNMENT) from None
-    if len(vp.operand_pages) >= _OPERAND_PAGES:
-        vp.operand_pages.clear()
-    vp.operand_pages[gpn] = page
-    return page
 
 
 def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool) -> int:
@@ -204,19 +191,17 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     out_size = call.output + count * call.output_element
     if control & CONTROL_FAST:
         return _fast(vp, call, first, second, in_size, out_size, start, count, long_mode)
-    data = _operand(vp, first, in_size) if in_size else _EMPTY
+    data = _operand(vp, first, in_size, False) if in_size else _EMPTY
     vp.call_input = data
-    output = _operand(vp, second, out_size) if out_size else _EMPTY
+    output = _operand(vp, second, out_size, True) if out_size else _EMPTY
     return _run(vp, call, data, output, start, count)
 
 
-def _operand(vp: VirtualProcessor, gpa: int, size: int) -> memoryview:
+def _operand(vp: VirtualProcessor, gpa: int, size: int, write: bool) -> memoryview:
     if gpa & 7 or (gpa & 0xFFF) + size > 4096:
         raise HvError(status.INVALID_ALIGNMENT)
-    try:
-        return vp.partition.memory.view(gpa, size)
-    except AddressError:
-        raise HvError(status.INVALID_ALIGNMENT) from None
+    page = vp.operand_pages.get(gpa >> 12) or vp.operand_page(gpa >> 12, write)
+    return page[gpa & 0xFFF : (gpa & 0xFFF) + size]
 
 
 def _run(

@@ -9,7 +9,9 @@ from time import pthread_getcpuclockid
 from ..kvm import abi
 from ..kvm.errors import KvmError
 from ..kvm.vm import msi_message
-from .errors import GeneralProtection, HypervisorError
+from ..tlfs import status
+from .address_space import AddressError
+from .errors import GeneralProtection, HvError, HypervisorError
 from .interrupt_remapping import MSI_BASE
 from .synic import Synic
 from .synthetic_msrs import synthetic_msrs
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .partition import Partition
 
 _UNDEFINED_OPCODE = 6
+#: Pages of operands that a VP remembers.
+_OPERAND_PAGES = 8
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -86,6 +90,20 @@ class VirtualProcessor:
         """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
         self.interrupts += 1
         self.partition.vm.signal_msi(msi_message(MSI_BASE | self.apic_id << 12, vector))
+
+    def operand_page(self, gpn: int, write: bool) -> memoryview:
+        """The page ``gpn``, for hypercall operands that are read, or written. HV_STATUS_INVALID_ALIGNMENT.
+
+        A kernel uses the same two pages of a VP again and again: they are remembered.
+        """
+        try:
+            page = self.partition.memory.view(gpn << 12, 4096)
+        except AddressError:
+            raise HvError(status.INVALID_ALIGNMENT) from None
+        if len(self.operand_pages) >= _OPERAND_PAGES:
+            self.operand_pages.clear()
+        self.operand_pages[gpn] = page
+        return page
 
     # --- the thread -----------------------------------------------------------------------------------------------
     def thread(self) -> None:

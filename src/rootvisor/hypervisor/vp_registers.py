@@ -430,7 +430,7 @@ def reset(vp: ChildVp) -> None:
     vcpu = vp.vcpu
     vcpu.vm.enable_capability(abi.CAP_EXCEPTION_PAYLOAD, 1)
     # KVM unmasks LINT0 of the boot processor, at every INIT too.
-    vcpu.vm.enable_capability(abi.CAP_DISABLE_QUIRKS, abi.QUIRK_LINT0_REENABLED)
+    vcpu.vm.enable_capability(abi.CAP_DISABLE_QUIRKS, abi.QUIRK_LINT0_REENABLED | abi.QUIRK_OUT_7E_INC_RIP)
     vcpu.enable_capability(abi.CAP_ENFORCE_PV_FEATURE_CPUID, 1)
     child_cpuid.ensure(vp)
     lapic = vcpu.lapic()

@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VP of a child partition: a thread that sleeps while the VP is suspended, and what each exit of the guest means.
+
+Suspension follows the mshv driver (``drivers/hv/mshv_root_main.c``: ``mshv_run_vp_with_hyp_scheduler``,
+``mshv_suspend_vp``). A VP runs while both suspend registers are 0. An intercept sets ``intercept_suspend`` and tells
+the root, in one step under ``Hypervisor.lock``; ``explicit_suspend``, set by the root, wins over it: then nothing is
+told, and the instruction runs again after the next resume.
+
+While the VP is parked whoever holds ``Hypervisor.lock`` owns its registers: general and special registers and events
+lie in the shared run page, where a change is marked with :meth:`ChildVp.mark_dirty`; the rest are vCPU ioctls.
+"""
+
+from __future__ import annotations
+
+from _signal import (  # type: ignore[import-not-found, unused-ignore]
+    SIG_BLOCK,
+    SIGUSR1,
+    pthread_sigmask,
+    sigtimedwait,
+)
+from _thread import allocate_lock, start_new_thread
+from errno import EFAULT, EINVAL
+from fcntl import ioctl
+
+from ..kvm import abi
+from ..kvm.errors import ioctl_error
+from ..tlfs import intercepts as tlfs
+from ..tlfs import msrs, status
+from ..tlfs.messages import MESSAGE_HEADER
+from ..tlfs.msrs import PAGE_GPN_SHIFT
+from ..x86.decoder import decode
+from . import emulated, hypercall_abi, intercepts, memory_access, register_page, string_io
+from .address_space import write_access
+from .child_memory import UNMAPPED, WRITABLE
+from .errors import HvError, MemoryIntercept, UndefinedOpcode
+from .memory_access import MemoryAccess
+from .vp import VirtualProcessor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+
+    from ..kvm.vcpu import Vcpu
+    from .child_partition import ChildPartition
+    from .overlay import OverlayPage
+    from .vp_registers import StoredState
+
+_U64 = abi.RUN_SYNC // 8
+_RAX = _U64
+_RCX, _RDX, _RSI, _RDI = _U64 + 2, _U64 + 3, _U64 + 4, _U64 + 5
+_RIP = _U64 + 16
+_RFLAGS = _U64 + 17
+_CS_BASE = (abi.SYNC_SREGS_AT + abi.SREGS_CS) // 8
+_DIRTY = abi.RUN_DIRTY_REGS // 8
+_REGS_BYTES = slice(abi.SYNC_REGS_AT, abi.SYNC_SREGS_AT)
+_EVENTS_BYTES = slice(abi.SYNC_EVENTS_AT, abi.SYNC_EVENTS_AT + 64)
+_EVENTS_FLAGS = (abi.SYNC_EVENTS_AT + abi.EVENTS_FLAGS) // 4
+_EVENTS_ACTIVE = abi.SYNC_EVENTS_AT // 8
+_SHADOW = abi.SYNC_EVENTS_AT + abi.EVENTS_SHADOW
+_SIGUSR1_ONLY = (SIGUSR1,)
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+_RFLAGS_DF = 1 << 10
+_RFLAGS_RF = 1 << 16
+
+#: How often the same instruction may fail without a page to blame. A page that another VP has just had mapped is such
+#: a case; more than a few in a row at one place is not.
+_LOST_LIMIT = 64
+#: A waiting root VP looks again after this long, should a kick get lost after all.
+_KICK_AGAIN_S = 0.05
+#: Turns of an emulated instruction that KVM may need to be finished (a page of INS in pieces of eight bytes).
+_FINISH_LIMIT = 1024
+
+_MSR_FIRST, _MSR_LAST = msrs.FIRST, msrs.FIRST + msrs.COUNT - 1
+
+
+#: What an exit comes to: on with the guest; parked; parked, and the root is to be told.
+_GO_ON, _PARKED, _TELL = range(3)
+_HYPERCALL = write_access(hypercall_abi.PORT, 4)
+
+
+class ChildVp(VirtualProcessor):
+    """VP ``index`` of ``child``. Created parked: ``explicit_suspend`` is set.
+
+    ``running`` is true from the resume until the thread has parked again; only then may others touch registers.
+    ``message_page`` and ``register_page`` are 4096-byte views of root RAM, or None. ``root_vp`` is the root's VP that
+    resumed this one: messages prefer it.
+    """
+
+    __slots__ = (
+        "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
+        "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "register_page",
+        "root_vp", "running", "stored", "u32",
+    )  # fmt: skip
+    partition: ChildPartition
+    stored: StoredState
+
+    def __init__(self, child: ChildPartition, index: int, vcpu: Vcpu, pages: tuple[OverlayPage, ...]) -> None:
+        """``pages`` are the VP's assist page, SIMP, SIEFP and SIRBP (overlay pages of the child)."""
+        super().__init__(child, index, vcpu, pages)
+        self.explicit_suspend = True
+        self.intercept_suspend = False
+        self.running = False
+        self.message_page: memoryview | None = None
+        self.register_page: memoryview | None = None
+        self.root_vp: VirtualProcessor | None = None
+        self.u32 = vcpu.u32
+        #: held while the VP is parked
+        self._gate = allocate_lock()
+        self._gate.acquire()
+        self._waiters: list[LockType] = []
+        self._started = False
+        #: the linear RIP of a port access that KVM would complete if it were resumed there, else -1
+        self._port_rip = -1
+        #: an intercept that does not come again by itself: told at the next resume
+        self._deferred: tuple[int, bytes] | None = None
+        #: the exceptions that KVM hands over to us
+        self._debugged: frozenset[int] = frozenset()
+        #: the root was asked for memory: some may have come since
+        self._mapped = False
+        self._lost = 0
+        self._lost_rip = -1
+        self._translation = bytearray(24)
+        self._translation_words = memoryview(self._translation).cast("Q")
+        vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS | abi.SYNC_EVENTS
+        self.finished.acquire()
+
+    def mark_dirty(self, blocks: int) -> None:
+        """Blocks of the shared run page (abi.SYNC_*) that KVM is to take over before the VP runs."""
+        self.u64[_DIRTY] |= blocks
+
+    # --- suspension: callers hold Hypervisor.lock ---------------------------------------------------------------------
+    def start(self) -> None:
+        """The VP may be resumed from now on; its thread comes with the first resume."""
+
+    def suspend(self) -> None:
+        """EXPLICIT_SUSPEND := 1. Returns when the VP has left guest mode; lets Hypervisor.lock go meanwhile."""
+        self.explicit_suspend = True
+        self._await_parked()
+
+    def clear_intercept_suspend(self, root_vp: VirtualProcessor | None = None) -> None:
+        """INTERCEPT_SUSPEND := 0; resumes the VP if ``root_vp`` is given and EXPLICIT_SUSPEND is 0 too."""
+        self.intercept_suspend = False
+        if root_vp is not None:
+            self.resume(root_vp)
+
+    def clear_explicit_suspend(self, root_vp: VirtualProcessor) -> None:
+        """EXPLICIT_SUSPEND := 0; resumes the VP if INTERCEPT_SUSPEND is 0 too."""
+        self.explicit_suspend = False
+        self.resume(root_vp)
+
+    def resume(self, root_vp: VirtualProcessor) -> None:
+        """Lets the VP run if neither register suspends it. The register page was absorbed before
+        (:func:`.vp_registers.before_run`)."""
+        if self.explicit_suspend or self.intercept_suspend or self.running or self.stopping:
+            return
+        self.root_vp = root_vp
+        self.running = True
+        if not self._started:
+            self._started = True
+            start_new_thread(self.thread, ())
+        self._gate.release()
+
+    def stop_and_join(self) -> None:
+        """Ends the thread, whatever the VP does. Lets Hypervisor.lock go meanwhile; the VP never runs again."""
+        self.explicit_suspend = True
+        self.stopping = True
+        if not self._started:
+            return
+        lock = self.partition.hypervisor.lock
+        if not self.running:
+            try:
+                self._gate.release()
+            except RuntimeError:
+                pass  # stopped before
+        held = lock._release_save() if lock._is_owned() else None  # type: ignore[attr-defined]
+        try:
+            while not self.finished.acquire(timeout=_KICK_AGAIN_S if self.running else -1):
+                self.vcpu.kick()
+            self.finished.release()
+        finally:
+            if held is not None:
+                lock._acquire_restore(held)  # type: ignore[attr-defined]
+
+    def _await_parked(self) -> None:
+        lock = self.partition.hypervisor.lock
+        while self.running and self.explicit_suspend:
+            waiter = allocate_lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+            self.vcpu.kick()
+            held = lock._release_save()  # type: ignore[attr-defined]
+            try:
+                waiter.acquire(timeout=_KICK_AGAIN_S)
+            finally:
+                lock._acquire_restore(held)  # type: ignore[attr-defined]
+
+    def _park(self) -> None:
+        """The VP is out of guest mode and stays so. Its own thread, with the lock."""
+        self.running = False
+        if self._waiters:
+            for waiter in self._waiters:
+                waiter.release()
+            self._waiters = []
+
+    def deliver_intercept(self, message_type: int, payload: bytes, again: bool = True) -> None:
+        """Tells the root of an intercept and parks. The VP's own thread, without the lock; see :meth:`_intercept`."""
+        with self.partition.hypervisor.lock:
+            outcome = self._intercept(message_type, payload, again)
+        if outcome == _TELL:
+            self.partition.hypervisor.messages.post_opaque(self.partition, self)
+
+    def _intercept(self, message_type: int, payload: bytes, again: bool = True) -> int:
+        """Parks with a message for the root; the lock is held. Gives _TELL: the root is to be told once it is not.
+
+        While EXPLICIT_SUSPEND is set, or without a message page, there is no message, and _PARKED comes of it: an
+        intercept that comes ``again`` when the instruction is run is forgotten, another one waits for the resume.
+        """
+        page = self.message_page
+        if page is None:  # the root takes the VP apart
+            self.explicit_suspend = True
+        if self.explicit_suspend or page is None:
+            if not again:
+                self._deferred = message_type, payload
+            self._park()
+            return _PARKED
+        MESSAGE_HEADER.pack_into(page, 0, message_type, len(payload), 0, self.partition.id)
+        page[16 : 16 + len(payload)] = payload
+        register_page.refresh(self)
+        self.intercept_suspend = True
+        self._park()
+        return _TELL
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        vcpu = self.vcpu
+        # SIGUSR1 stays blocked outside KVM_RUN: a kick then ends KVM_RUN and nothing else. It never reaches Python's
+        # handler, whose wake-up descriptor would get the main thread going.
+        pthread_sigmask(SIG_BLOCK, _SIGUSR1_ONLY)
+        vcpu.ioctl(abi.KVM_SET_SIGNAL_MASK, bytearray((8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)))
+        fd = vcpu.fd
+        run = abi.KVM_RUN
+        u32 = self.u32
+        exits = self.exits
+        partition = self.partition
+        interrupts = partition.interrupts
+        lock = partition.hypervisor.lock
+        while self._resumed():
+            outcome = self._enter()
+            while not outcome:
+                if interrupts.pending:
+                    with lock:
+                        interrupts.before_entry(self)
+                try:
+                    ioctl(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
+                except InterruptedError:
+                    outcome = self._interrupted()
+                    continue
+                except BlockingIOError:
+                    continue  # it waited for INIT or SIPI, which have come
+                except OSError as error:
+                    with lock:
+                        outcome = self._run_failed(error)
+                    continue
+                reason = u32[2]
+                exits[reason] += 1
+                with lock:
+                    outcome = self._port() if reason == 2 else self._exit(reason)
+            if outcome == _TELL:
+                partition.hypervisor.messages.post_opaque(partition, self)
+
+    def _resumed(self) -> bool:
+        """Sleeps until the VP is resumed; False if the thread is to end."""
+        if not self.stopping:
+            self._gate.acquire()
+        return not self.stopping
+
+    # What follows is the VP's own thread, with Hypervisor.lock held unless said otherwise. Exits give _GO_ON (zero),
+    # _PARKED, or _TELL: parked, and the root is to be told.
+    def _exit(self, reason: int) -> int:
+        """The rarer exits."""
+        u32 = self.u32
+        if reason == abi.EXIT_MMIO:
+            return self._mmio()
+        if reason == abi.EXIT_X86_RDMSR or reason == abi.EXIT_X86_WRMSR:
+            return self._msr(u32[11], u32[10], reason == abi.EXIT_X86_WRMSR)
+        if reason == abi.EXIT_IOAPIC_EOI:
+            payload = self.partition.interrupts.ioapic_eoi(self, self.u8[abi.RUN_UNION])
+            return self._intercept(tlfs.X64_APIC_EOI, payload, again=False) if payload is not None else _GO_ON
+        if reason == abi.EXIT_SHUTDOWN:  # KVM has put the processor into its state after INIT
+            return self._intercept(tlfs.UNRECOVERABLE_EXCEPTION, intercepts.plain(self), again=False)
+        if reason == abi.EXIT_FAIL_ENTRY:
+            return self._intercept(tlfs.INVALID_VP_REGISTER_VALUE, intercepts.invalid_register(self))
+        if reason == abi.EXIT_DEBUG:
+            return self._debug()
+        if reason == abi.EXIT_INTERNAL_ERROR:
+            return self._memory_fault()
+        if reason in (abi.EXIT_INTR, abi.EXIT_IRQ_WINDOW_OPEN):
+            return _GO_ON
+        return self._give_up(f"exit {abi.EXIT_NAMES.get(reason, reason)}")
+
+    def _give_up(self, why: str) -> int:
+        """Nothing that a guest should be able to cause; the root may look at the VP, reset or destroy it."""
+        if self.trace is not None:
+            self.trace.event("child-vp", f"partition {self.partition.id}, {self._where()}: {why}")
+        return self._intercept(tlfs.UNRECOVERABLE_EXCEPTION, intercepts.plain(self))
+
+    def _where(self) -> str:
+        return f"VP {self.index} at RIP {self.u64[_RIP]:#x}, RSP {self.u64[_U64 + 6]:#x}"
+
+    def _enter(self) -> int:
+        """What is left to do before the guest goes on; without the lock."""
+        partition = self.partition
+        if self._port_rip >= 0:
+            if self._port_rip == self._linear_rip():  # it is to happen again
+                self._finish()
+            self._port_rip = -1
+        if self._debugged is not partition.intercepts.exceptions:
+            self._debug_exceptions()
+        if self._mapped:
+            self._mapped = False
+            with partition.hypervisor.lock:
+                partition.memory.prefault(self)
+        if self._deferred is not None:
+            message_type, payload = self._deferred
+            self._deferred = None
+            with partition.hypervisor.lock:
+                return self._intercept(message_type, payload, again=False)
+        return _GO_ON
+
+    def _interrupted(self) -> int:
+        """KVM_RUN gave EINTR; without the lock."""
+        self.u8[abi.RUN_IMMEDIATE_EXIT] = 0
+        sigtimedwait(_SIGUSR1_ONLY, 0)
+        if not self.explicit_suspend and not self.stopping:
+            return _GO_ON
+        with self.partition.hypervisor.lock:
+            if not self.explicit_suspend and not self.stopping:
+                return _GO_ON
+            self._park()
+            return _PARKED
+
+    def _run_failed(self, error: OSError) -> int:
+        """KVM_RUN failed."""
+        if error.errno == EFAULT:
+            self.exits[abi.EXIT_MEMORY_FAULT] += 1
+            return self._memory_fault()
+        if error.errno == EINVAL:
+            return self._intercept(tlfs.INVALID_VP_REGISTER_VALUE, intercepts.invalid_register(self))
+        raise ioctl_error(abi.KVM_RUN, error) from error
+
+    # --- help for the exits -------------------------------------------------------------------------------------------
+    def _linear_rip(self) -> int:
+        return self.u64[_CS_BASE] + self.u64[_RIP] & _MASK64
+
+    def translate(self, linear: int) -> int:
+        """The GPA of a linear address as KVM sees it, or -1. Only while no register is marked as changed."""
+        words = self._translation_words
+        words[0] = linear
+        try:
+            ioctl(self.vcpu.fd, abi.KVM_TRANSLATE, self._translation)
+        except OSError as error:
+            raise ioctl_error(abi.KVM_TRANSLATE, error) from error
+        return words[1] if words[2] & 0xFF else -1
+
+    def _finish(self) -> None:
+        """Lets KVM complete what it has begun, and puts the registers back to what they are in the run page."""
+        u8 = self.u8
+        registers = bytes(u8[_REGS_BYTES])
+        events = bytes(u8[_EVENTS_BYTES])
+        for _ in range(_FINISH_LIMIT):
+            u8[abi.RUN_IMMEDIATE_EXIT] = 1
+            try:
+                ioctl(self.vcpu.fd, abi.KVM_RUN)
+            except InterruptedError:
+                break
+            except OSError as error:
+                if error.errno != EFAULT:
+                    break  # registers that KVM refuses: the next KVM_RUN says it again
+        u8[abi.RUN_IMMEDIATE_EXIT] = 0
+        u8[_REGS_BYTES] = registers
+        u8[_EVENTS_BYTES] = events
+        self.u32[_EVENTS_FLAGS] &= ~abi.EVENTS_VALID_NMI_PENDING
+        self.mark_dirty(abi.SYNC_REGS | abi.SYNC_EVENTS)
+
+    # --- ports and hypercalls -----------------------------------------------------------------------------------------
+    def _port(self) -> int:
+        """KVM_EXIT_IO.
+
+        IN and OUT: RIP is at the instruction, and KVM completes it only if it finds RIP there again.
+        """
+        u64 = self.u64
+        access = u64[4]  # direction u8 (1: out), size u8, port u16, count u32
+        linear = u64[_CS_BASE] + u64[_RIP] & _MASK64
+        if access == _HYPERCALL and linear & 0xFFF == hypercall_abi.OUT_OFFSET and self._in_call_page(linear):
+            return self._hypercall(linear)
+        code = memory_access.fetch(self, linear)
+        instruction = decode(code, memory_access.code_bits(self))
+        write = access & 0xFF
+        if (
+            instruction is None
+            or instruction.io != 1 + write
+            or instruction.string
+            or (write and string_io.just_done(self, linear))
+        ):
+            return self._string_port(access, linear, code)
+        self._port_rip = linear
+        return self._intercept(
+            tlfs.X64_IO_PORT_INTERCEPT,
+            intercepts.io_port(
+                self, access >> 16 & 0xFFFF, bool(write), access >> 8 & 0xFF, instruction.length, code
+            ),
+        )
+
+    def _string_port(self, access: int, linear: int, code: bytes) -> int:
+        write = access & 0xFF
+        size = access >> 8 & 0xFF
+        if write:
+            instruction = string_io.rewind_outs(self, linear, code)
+            if instruction is None:  # its bytes are gone; what comes next comes by itself
+                return _GO_ON
+            code = memory_access.fetch(self, self._linear_rip())
+        else:
+            instruction = decode(code, memory_access.code_bits(self))
+            if instruction is None or instruction.io != 1 or instruction.string != size:
+                self._finish()  # changed or taken away since it was fetched: once more
+                return _GO_ON
+            string_io.offer_memory(self, instruction)
+            self._finish()
+        info = size | tlfs.IO_STRING | (tlfs.IO_REP if instruction.rep else 0)
+        return self._intercept(
+            tlfs.X64_IO_PORT_INTERCEPT,
+            intercepts.io_port(self, access >> 16 & 0xFFFF, bool(write), info, instruction.length, code),
+        )
+
+    def _in_call_page(self, linear: int) -> bool:
+        page = self.partition.hypercall_page
+        return page.enabled and self.translate(linear) >> 12 == page.gpn
+
+    def _hypercall(self, linear: int) -> int:
+        installed = self.partition.intercepts
+        before = bytes(self.u8[_REGS_BYTES]) if installed.any_hypercall else b""
+        try:
+            hypercall_abi.execute(self)
+        except UndefinedOpcode:
+            self._inject_undefined_opcode()
+            return _GO_ON
+        except MemoryIntercept as need:
+            self._port_rip = linear
+            return self._memory_message(
+                MemoryAccess(
+                    need.gpa, 0, 0, tlfs.ACCESS_WRITE if need.write else tlfs.ACCESS_READ, need.state
+                )
+            )
+        if before and installed.wants(self._call_code(before), self.u64[_RAX] & 0xFFFF):
+            self.u8[_REGS_BYTES] = before
+            self._port_rip = linear
+            return self._intercept(tlfs.HYPERCALL_INTERCEPT, intercepts.hypercall(self))
+        return _GO_ON
+
+    def _call_code(self, registers: bytes) -> int:
+        """The code in a control word: RCX in 64-bit mode, else EDX:EAX."""
+        at = 16 if memory_access.code_bits(self) == 64 else 0
+        return int.from_bytes(registers[at : at + 2], "little")
+
+    def operand_page(self, gpn: int, write: bool) -> memoryview:
+        """A page of hypercall operands; never remembered, because the root may take it away."""
+        memory = self.partition.memory
+        page: memoryview | None = None if write else memory.page(gpn)
+        if page is not None:
+            return page
+        state = memory.state(gpn << PAGE_GPN_SHIFT) if gpn < 1 << memory.width - PAGE_GPN_SHIFT else UNMAPPED
+        if write and state == WRITABLE:
+            return memory.view(gpn << PAGE_GPN_SHIFT, 4096)
+        if state == UNMAPPED:
+            raise HvError(status.INVALID_ALIGNMENT)
+        raise MemoryIntercept(gpn << PAGE_GPN_SHIFT, write, state)
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+    def _memory_fault(self) -> int:
+        """KVM_RUN failed with EFAULT, or KVM's emulator could not go on."""
+        found = memory_access.find(self)
+        if found is None:
+            rip = self.u64[_RIP]
+            if rip != self._lost_rip:
+                self._lost = 0
+                self._lost_rip = rip
+            self._lost += 1
+            if self._lost < _LOST_LIMIT:
+                return _GO_ON
+            self._lost_rip = -1
+            return self._give_up("memory that cannot be named, or an instruction that KVM cannot emulate")
+        if found.access == tlfs.ACCESS_WRITE and found.operand is not None:
+            doorbells = self.partition.doorbells
+            value = memory_access.store_value(self, found)
+            if value is not None and doorbells.match(found.gpa, found.size, value):
+                self._complete_store(found)
+                return _GO_ON
+        return self._memory_message(found)
+
+    def _complete_store(self, found: MemoryAccess) -> None:
+        """The write has had its effect: on to the next instruction, or to the next item of a REP STOS."""
+        instruction = found.instruction
+        assert instruction is not None
+        u64 = self.u64
+        if not instruction.string or string_io.step_forward(self, instruction):
+            u64[_RIP] = u64[_RIP] + instruction.length & memory_access.RIP_MASK[memory_access.code_bits(self)]
+        u64[_RFLAGS] &= ~_RFLAGS_RF
+        dirty = abi.SYNC_REGS
+        if self.u8[_SHADOW]:
+            self.u8[_SHADOW] = 0
+            self.u32[_EVENTS_FLAGS] &= ~abi.EVENTS_VALID_NMI_PENDING
+            dirty |= abi.SYNC_EVENTS
+        self.mark_dirty(dirty)
+
+    def _memory_message(self, found: MemoryAccess) -> int:
+        code = found.code or memory_access.fetch(self, self._linear_rip())
+        length = found.instruction.length if found.instruction is not None else 0
+        self._mapped = found.state != UNMAPPED
+        return self._intercept(
+            found.message_type,
+            intercepts.memory(self, found.access, found.info, found.gva, found.gpa, length, code),
+        )
+
+    def _mmio(self) -> int:
+        """An access that KVM's own emulator found forbidden: operands of INS and OUTS, GPAs beyond the address width.
+
+        KVM has carried out what it could of a write, and waits for the data of a read.
+        """
+        gpa = self.u64[4]
+        write = bool(self.u8[52])
+        if write:
+            emulated.rewind(self, gpa)
+        else:
+            self.u64[5] = 0
+            self._finish()
+        found = emulated.access(self, gpa, write)
+        if found is None:  # allowed by now
+            return _GO_ON
+        return self._memory_message(found)
+
+    # --- MSRs and debug exceptions ------------------------------------------------------------------------------------
+    def _msr(self, number: int, why: int, write: bool) -> int:
+        """An MSR that KVM leaves to us: synthetic, unknown, or with an intercept."""
+        installed = self.partition.intercepts
+        mask = tlfs.MASK_WRITE if write else tlfs.MASK_READ
+        known = number in self._msrs
+        wanted = installed.msrs.get(number, 0)
+        if not known and why == abi.MSR_EXIT_REASON_UNKNOWN:
+            wanted |= installed.unknown_msrs
+        if wanted & mask:
+            self.u8[abi.RUN_UNION] = 0
+            self._finish()
+            return self._intercept(tlfs.X64_MSR_INTERCEPT, intercepts.msr(self, number, write))
+        if known or _MSR_FIRST <= number <= _MSR_LAST:
+            if write:
+                self._write_msr(number, self.u64[6])
+            else:
+                self._read_msr(number)
+        elif why == abi.MSR_EXIT_REASON_FILTER:  # only its other direction has an intercept
+            self._pass_msr(number, write)
+        else:
+            ignore = why == abi.MSR_EXIT_REASON_UNKNOWN and self.partition.unimplemented_msr_action
+            self.u8[abi.RUN_UNION] = 0 if ignore else 1
+            if not write:
+                self.u64[6] = 0
+        return _GO_ON
+
+    def _pass_msr(self, number: int, write: bool) -> None:
+        if write:
+            done = self.vcpu.set_msr(number, self.u64[6])
+        else:
+            value = self.vcpu.try_msr(number)
+            self.u64[6] = value or 0
+            done = value is not None
+        self.u8[abi.RUN_UNION] = 0 if done else 1
+
+    def _debug_exceptions(self) -> None:
+        """Hands #BP and #DB to us, or back to the guest."""
+        self._debugged = wanted = self.partition.intercepts.exceptions
+        control = 0
+        state = bytearray(72)
+        if intercepts.BREAKPOINT in wanted:
+            control |= abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_SW_BP
+        if intercepts.DEBUG in wanted:
+            # KVM loads the debug registers given here instead of the guest's.
+            control |= abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP
+            registers = self.vcpu.debug_registers()
+            state[8:40] = registers[0:32]
+            state[64:72] = registers[abi.DEBUGREGS_DR7 : abi.DEBUGREGS_DR7 + 8]
+        state[0:4] = control.to_bytes(4, "little")
+        self.vcpu.ioctl(abi.KVM_SET_GUEST_DEBUG, state)
+
+    def _debug(self) -> int:
+        """KVM_EXIT_DEBUG: exception u32, pc u64, DR6, DR7."""
+        vector = self.u32[8]
+        software = vector == intercepts.BREAKPOINT
+        code = memory_access.fetch(self, self._linear_rip())
+        instruction = decode(code, memory_access.code_bits(self)) if software else None
+        return self._intercept(
+            tlfs.X64_EXCEPTION_INTERCEPT,
+            intercepts.exception(
+                self, vector, 0 if software else self.u64[6], software,
+                instruction.length if instruction is not None else 0, code,
+            ),
+        )  # fmt: skip

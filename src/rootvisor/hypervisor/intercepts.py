@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intercept messages of a child VP (layouts in :mod:`rootvisor.tlfs.intercepts`), and which intercepts are installed.
+
+The functions build payloads from the VP's shared run page; they run on the VP's own thread with ``Hypervisor.lock``
+held. A message always shows the VP as it is before the intercepted instruction.
+"""
+
+from __future__ import annotations
+
+from ..kvm import abi
+from ..kvm.vcpu import FPU_XMM
+from ..tlfs import hypercalls, status
+from ..tlfs import intercepts as tlfs
+from .errors import HvError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .child_vp import ChildVp
+
+_REGS = abi.RUN_SYNC // 8
+_RAX, _RBX, _RCX, _RDX, _RSI, _RDI, _RSP, _RBP, _R8 = range(_REGS, _REGS + 9)
+_RIP = _REGS + 16
+_RFLAGS = _REGS + 17
+_SREGS = _REGS + 18
+_CS, _DS, _ES, _FS, _GS, _SS = range(_SREGS, _SREGS + 18, 3)
+_CR0 = _SREGS + abi.SREGS_CR0 // 8
+_CR8 = _SREGS + abi.SREGS_CR8 // 8
+_EFER = _SREGS + abi.SREGS_EFER // 8
+_EVENTS = _SREGS + 39
+_SHADOW = _EVENTS * 8 + 11
+
+_CR0_AM = 1 << 18
+_EFER_LMA = 1 << 10
+_RFLAGS_VM = 1 << 17
+#: In the first two words of kvm_vcpu_events: exception injected or pending; interrupt injected, NMI injected.
+_EXCEPTION_ACTIVE = 0x0000_0000_FF00_00FF
+_INTERRUPT_ACTIVE = 0xFF
+
+_attributes: dict[tuple[int, int], int] = {}
+
+
+def segment(vp: ChildVp, at: int) -> tuple[int, int, int, int]:
+    """Base, limit, selector and attributes (type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D 14, G 15) of the
+    ``kvm_segment`` whose first word is ``u64[at]``."""
+    u64 = vp.u64
+    word = u64[at + 1]  # limit u32, selector u16, type u8, present u8
+    key = word >> 48, u64[at + 2]  # dpl, db, s, l, g, avl, unusable: u8 each
+    attributes = _attributes.get(key)
+    if attributes is None:
+        flags = key[1]
+        attributes = (
+            (word >> 48 & 0xF)
+            | (flags >> 16 & 1) << 4
+            | (flags & 3) << 5
+            | (word >> 56 & 1) << 7
+            | (flags >> 40 & 1) << 12
+            | (flags >> 24 & 1) << 13
+            | (flags >> 8 & 1) << 14
+            | (flags >> 32 & 1) << 15
+        )
+        _attributes[key] = attributes
+    return u64[at], word & 0xFFFF_FFFF, word >> 32 & 0xFFFF, attributes
+
+
+def header(vp: ChildVp, length: int, access: int) -> tuple[int, ...]:
+    """The fields of hv_x64_intercept_message_header; ``length`` is the instruction's, 0 if not known."""
+    u64 = vp.u64
+    state = (u64[_SS + 2] & 3) | (u64[_CR0] & 1) << 2
+    if u64[_CR0] & _CR0_AM:
+        state |= tlfs.STATE_CR0_AM
+    if u64[_EFER] & _EFER_LMA:
+        state |= tlfs.STATE_EFER_LMA
+    event = u64[_EVENTS + 1]  # interrupt: injected, nr, soft, shadow; NMI: injected, pending, masked
+    if event >> 24 & 0xFF:
+        state |= tlfs.STATE_INTERRUPT_SHADOW
+    if u64[_EVENTS] & _EXCEPTION_ACTIVE or event & 0xFF_0000_00FF:
+        state |= tlfs.STATE_INTERRUPTION_PENDING
+    base, limit, selector, attributes = segment(vp, _CS)
+    return (
+        vp.index,
+        length & 0xF | (u64[_CR8] & 0xF) << 4,
+        access,
+        state,
+        base,
+        limit,
+        selector,
+        attributes,
+        u64[_RIP],
+        u64[_RFLAGS],
+    )
+
+
+def io_port(vp: ChildVp, port: int, write: bool, info: int, length: int, code: bytes) -> bytes:
+    """HVMSG_X64_IO_PORT_INTERCEPT; ``info`` is size, string and rep."""
+    u64 = vp.u64
+    return tlfs.IO_PORT_INTERCEPT.pack(
+        *header(vp, length, tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ),
+        port, info, len(code), u64[_RAX], code, *segment(vp, _DS), *segment(vp, _ES),
+        u64[_RCX], u64[_RSI], u64[_RDI],
+    )  # fmt: skip
+
+
+def memory(vp: ChildVp, access: int, info: int, gva: int, gpa: int, length: int, code: bytes) -> bytes:
+    """HVMSG_UNMAPPED_GPA and HVMSG_GPA_INTERCEPT."""
+    return tlfs.MEMORY_INTERCEPT.pack(
+        *header(vp, length, access), 0, len(code), info, vp.u64[_CR8] & 0xF, gva, gpa, code
+    )
+
+
+def msr(vp: ChildVp, number: int, write: bool) -> bytes:
+    """HVMSG_X64_MSR_INTERCEPT. RDMSR and WRMSR are two bytes long."""
+    return tlfs.MSR_INTERCEPT.pack(
+        *header(vp, 2, tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ), number, vp.u64[_RDX], vp.u64[_RAX]
+    )
+
+
+def exception(vp: ChildVp, vector: int, parameter: int, software: bool, length: int, code: bytes) -> bytes:
+    """HVMSG_X64_EXCEPTION_INTERCEPT of an exception without error code; ``parameter`` is DR6 for #DB."""
+    u64 = vp.u64
+    return tlfs.EXCEPTION_INTERCEPT.pack(
+        *header(vp, length, tlfs.ACCESS_EXECUTE),
+        vector, tlfs.EXCEPTION_SOFTWARE if software else 0, len(code), 0, parameter, code,
+        *segment(vp, _DS), *segment(vp, _SS),
+        u64[_RAX], u64[_RCX], u64[_RDX], u64[_RBX], u64[_RSP], u64[_RBP], u64[_RSI], u64[_RDI],
+        *(u64[_R8 + number] for number in range(8)),
+    )  # fmt: skip
+
+
+def hypercall(vp: ChildVp) -> bytes:
+    """HVMSG_HYPERCALL_INTERCEPT; the call's instruction is three bytes long, as VMCALL and VMMCALL are."""
+    u64 = vp.u64
+    xmm = vp.vcpu.fpu()[FPU_XMM : FPU_XMM + 96]
+    return tlfs.HYPERCALL_INTERCEPT_MESSAGE.pack(
+        *header(vp, 3, tlfs.ACCESS_EXECUTE),
+        u64[_RAX], u64[_RBX], u64[_RCX], u64[_RDX], u64[_R8], u64[_RSI], u64[_RDI], bytes(xmm), 0,
+    )  # fmt: skip
+
+
+def plain(vp: ChildVp) -> bytes:
+    """The header alone: HVMSG_UNRECOVERABLE_EXCEPTION."""
+    return tlfs.INTERCEPT_HEADER.pack(*header(vp, 0, tlfs.ACCESS_EXECUTE))
+
+
+def apic_eoi(vp: ChildVp, vector: int) -> bytes:
+    """HVMSG_X64_APIC_EOI."""
+    return tlfs.APIC_EOI_MESSAGE.pack(vp.index, vector)
+
+
+def invalid_register(vp: ChildVp) -> bytes:
+    """HVMSG_INVALID_VP_REGISTER_VALUE."""
+    return tlfs.INVALID_VP_REGISTER_MESSAGE.pack(vp.index)
+
+
+#: The exceptions that KVM hands over.
+BREAKPOINT = 3
+DEBUG = 1
+_ALL_ACCESSES = tlfs.MASK_READ | tlfs.MASK_WRITE | tlfs.MASK_EXECUTE
+
+
+class InstalledIntercepts:
+    """What the root asked for with HVCALL_INSTALL_INTERCEPT. An access mask of 0 takes an intercept back.
+
+    Every port and every GPA without memory intercepts anyway in the children that the mshv driver makes, CPUID never
+    leaves the hypervisor, and EOIs of level-triggered vectors are told without asking: those are only recorded.
+    """
+
+    __slots__ = ("exceptions", "hypercalls", "msrs", "recorded", "unknown_connections", "unknown_devices",
+                 "unknown_msrs")  # fmt: skip
+
+    def __init__(self) -> None:
+        #: (type, parameter) -> access mask, of everything that was installed
+        self.recorded: dict[tuple[int, int], int] = {}
+        #: exception vectors
+        self.exceptions: frozenset[int] = frozenset()
+        #: MSR number -> access mask
+        self.msrs: dict[int, int] = {}
+        #: access mask for MSRs that nobody implements
+        self.unknown_msrs = 0
+        self.hypercalls = False
+        self.unknown_connections = False
+        self.unknown_devices = False
+
+    def install(self, access_mask: int, intercept_type: int, parameter: int) -> None:
+        """HV_STATUS_INVALID_PARAMETER: no such type, access or parameter; FEATURE_UNAVAILABLE: KVM cannot."""
+        if access_mask & ~_ALL_ACCESSES:
+            raise HvError(status.INVALID_PARAMETER)
+        installed = access_mask != 0
+        if intercept_type == tlfs.TYPE_EXCEPTION:
+            vector = parameter & 0xFFFF
+            if vector > 31:
+                raise HvError(status.INVALID_PARAMETER)
+            if vector not in (BREAKPOINT, DEBUG):
+                # KVM hands over no other exception; those two come from its support for debuggers.
+                raise HvError(status.FEATURE_UNAVAILABLE)
+            self.exceptions = self.exceptions | {vector} if installed else self.exceptions - {vector}
+        elif intercept_type == tlfs.TYPE_MSR:
+            self.unknown_msrs = access_mask
+        elif intercept_type == tlfs.TYPE_MSR_INDEX:
+            number = parameter & 0xFFFF_FFFF
+            if 0x800 <= number < 0x900:  # x2APIC: KVM does not let go of them
+                raise HvError(status.FEATURE_UNAVAILABLE)
+            if installed:
+                self.msrs[number] = access_mask
+            else:
+                self.msrs.pop(number, None)
+        elif intercept_type == tlfs.TYPE_HYPERCALL:
+            self.hypercalls = installed
+        elif intercept_type == tlfs.TYPE_UNKNOWN_SYNIC_CONNECTION:
+            self.unknown_connections = installed
+        elif intercept_type == tlfs.TYPE_RETARGET_WITH_UNKNOWN_DEVICE_ID:
+            self.unknown_devices = installed
+        elif intercept_type not in _RECORDED:
+            raise HvError(
+                status.FEATURE_UNAVAILABLE if intercept_type in _UNAVAILABLE else status.INVALID_PARAMETER
+            )
+        if installed:
+            self.recorded[intercept_type, parameter] = access_mask
+        else:
+            self.recorded.pop((intercept_type, parameter), None)
+
+    @property
+    def any_hypercall(self) -> bool:
+        """Whether some hypercalls of the child go to the root."""
+        return self.hypercalls or self.unknown_connections or self.unknown_devices
+
+    def wants(self, code: int, result: int) -> bool:
+        """Whether a hypercall that came to ``result`` here is the root's."""
+        if result == status.INVALID_HYPERCALL_CODE:
+            return self.hypercalls
+        if result == status.INVALID_CONNECTION_ID:
+            return self.unknown_connections and code in (hypercalls.POST_MESSAGE, hypercalls.SIGNAL_EVENT)
+        if result == status.INVALID_DEVICE_ID:
+            return self.unknown_devices and code == hypercalls.RETARGET_DEVICE_INTERRUPT
+        return False
+
+
+_RECORDED = (
+    tlfs.TYPE_IO_PORT,
+    tlfs.TYPE_IO_PORT_RANGE,
+    tlfs.TYPE_CPUID,
+    tlfs.TYPE_GLOBAL_CPUID,
+    tlfs.TYPE_APIC_EOI,
+)
+#: The local APIC lives in KVM: INIT, SIPI, SMI and register writes never leave it.
+_UNAVAILABLE = (
+    tlfs.TYPE_REGISTER,
+    tlfs.TYPE_MMIO,
+    tlfs.TYPE_APIC_SMI,
+    tlfs.TYPE_APIC_INIT_SIPI,
+    tlfs.TYPE_MC_UPDATE_PATCH_LEVEL,
+    tlfs.TYPE_APIC_WRITE,
+)
