@@ -27,6 +27,7 @@ _COMMANDS = {
     "doctor": "rootvisor.cli.doctor:doctor",
     "trace": "rootvisor.cli.trace:trace",
     "bench": "rootvisor.cli.bench:bench",
+    "peer": "rootvisor.cli.peer:peer",
 }
 """Command name to `module:attribute`. A command's module is imported when it is used: start-up stays quick.
 """

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import make_dir, no_space, storing
+from .cache import make_dir, no_space, remove_tree, storing
 from .kernel import KernelError, OfflineError, Progress
 from .process import CommandFailed, captured, kill_group, popen, read, run, text_of
 from .sources import Distribution, Source, to_deb822
@@ -29,6 +29,9 @@ _NO_NETWORK = re.compile(
     r"|Connection timed out|connection timed out|Network is unreachable|Connection failed|Connection refused"
     r"|No route to host"
 )
+
+#: A line of `apt-get --simulate install`: name and version.
+_INSTALLED = re.compile(r"^Inst (\S+) .*?\(([^\s)]+)", re.MULTILINE)
 
 _CONFIGURATION = """\
 Dir::State "{root}/state/";
@@ -144,6 +147,56 @@ class Apt:
         packages = parse_packages(text)
         return sorted(packages, key=lambda package: version_key(package.version), reverse=True)
 
+    def versions(self, name: str) -> list[tuple[str, str]]:
+        """(version, suite) of every version of a package that is offered, in apt's order; empty for an unknown name."""
+        found = []
+        for line in self._read(["apt-cache", "madison", name]).splitlines():
+            fields = [field.strip() for field in line.split("|")]
+            words = fields[2].split() if len(fields) == 3 else []
+            if len(words) >= 2 and words[-1] == "Packages":
+                found.append((fields[1], words[1].split("/")[0]))
+        return found
+
+    def closure(self, name: str, version: str, suite: str) -> list[Package]:
+        """A package and all that it needs, as for a system without any package; `suite` goes before others.
+
+        Raises `KernelError` where something that it needs is not offered.
+        """
+        wanted = f"{name}={version}"
+        options = ["--simulate", "--no-install-recommends", f"--target-release={suite}"]
+        text = self._read(["apt-get", *options, "install", wanted])
+        chosen = [f"{found[1]}={found[2]}" for found in _INSTALLED.finditer(text)]
+        return parse_packages(self._read(["apt-cache", "show", *chosen]))
+
+    def download_all(
+        self, packages: Sequence[Package], folder: Path, progress: Progress, stage: str
+    ) -> list[Path]:
+        """Fetch packages into `folder`, those that are not there yet, with one call of apt; checks sizes and hashes."""
+        total = sum(package.size_bytes for package in packages)
+        targets = {package: folder / f"{package.file_stem}.deb" for package in packages}
+        missing = [package for package in packages if not has_content(targets[package], package)]
+        if not missing:
+            return list(targets.values())
+        partial = make_dir(folder / ".partial")
+        stage = f"{stage} ({total / 1e6:.0f} MB)"
+        progress(stage, 0, total)
+        output = self._download_into(partial, missing, stage, progress)
+        by_size: dict[int, list[Path]] = {}
+        for file in partial.glob("*.deb"):
+            by_size.setdefault(_size(file), []).append(file)
+        with storing():
+            for package in missing:
+                # apt's file names escape other characters than ours: the content says which package a file is
+                for file in by_size.get(package.size_bytes, []):
+                    if has_content(file, package):
+                        file.rename(targets[package])
+                        break
+                else:
+                    self._raise_disk_full(output)
+                    raise _fetch_error(package.name, output)
+        remove_tree(partial)
+        return list(targets.values())
+
     def download(self, package: Package, folder: Path, progress: Progress) -> Path:
         """Fetch a package into `folder`; goes on where an interrupted download stopped, checks size and hash."""
         target = folder / f"{package.file_stem}_{ARCHITECTURE}.deb"
@@ -152,7 +205,7 @@ class Apt:
         stage = f"downloading {package.name} ({package.size_bytes / 1e6:.0f} MB)"
         partial = make_dir(folder / f".{package.file_stem}.partial")
         progress(stage, 0, package.size_bytes)
-        output = self._download_into(partial, package, stage, progress)
+        output = self._download_into(partial, [package], stage, progress)
         with storing():
             for file in partial.glob("*.deb"):
                 if has_content(file, package):
@@ -162,17 +215,20 @@ class Apt:
         self._raise_disk_full(output)
         raise _fetch_error(package.name, output)
 
-    def _download_into(self, partial: Path, package: Package, stage: str, progress: Progress) -> str:
+    def _download_into(
+        self, partial: Path, packages: Sequence[Package], stage: str, progress: Progress
+    ) -> str:
+        total = sum(package.size_bytes for package in packages)
+        wanted = [f"{package.name}={package.version}" for package in packages]
         with captured() as messages:
             process = popen(
-                [*self._apt_get(), "-q", "download", f"{package.name}={package.version}"],
+                [*self._apt_get(), "-q", "download", *wanted],
                 cwd=partial,
                 stdout=messages.fileno(),
             )
             try:
                 while process.poll() is None:
-                    sizes = [_size(file) for file in partial.iterdir()]
-                    progress(stage, min(max(sizes, default=0), package.size_bytes), package.size_bytes)
+                    progress(stage, min(sum(_size(file) for file in partial.iterdir()), total), total)
                     _wait(process)
             finally:
                 kill_group(process)

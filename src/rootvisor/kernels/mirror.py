@@ -12,6 +12,7 @@ from .kernel import DiskFullError, KernelError, OfflineError, Progress
 from .sources import (
     Distribution,
     Source,
+    complete_sets,
     nearest_first,
     newest_first,
     other_suites,
@@ -59,7 +60,9 @@ def find_newest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]
 
     Raises `OfflineError` if the mirror cannot be reached, `KernelError` if none could be used.
     """
-    return _find_in_rounds("newest", newest_first(system_distribution(), _series()), choose, progress)
+    return _find_in_rounds(
+        "newest", newest_first(system_distribution(), _series()), choose, progress, "kernels"
+    )
 
 
 def find_nearest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]]:
@@ -67,11 +70,23 @@ def find_nearest(choose: Choose, progress: Progress) -> tuple[Apt, list[Package]
 
     Raises as `find_newest`.
     """
-    return _find_in_rounds("nearest", nearest_first(system_distribution(), _series()), choose, progress)
+    return _find_in_rounds(
+        "nearest", nearest_first(system_distribution(), _series()), choose, progress, "kernels"
+    )
+
+
+def find_complete(choose: Choose, progress: Progress, what: str) -> tuple[Apt, list[Package]]:
+    """What `choose` finds in sets of suites that hold all that their packages need; the nearest set goes first.
+
+    Raises as `find_newest`. `what` is looked for, in the words of the progress.
+    """
+    return _find_in_rounds(
+        "complete", complete_sets(system_distribution(), _series()), choose, progress, what
+    )
 
 
 def _find_in_rounds(
-    name: str, rounds: Sequence[tuple[str, ...]], choose: Choose, progress: Progress
+    name: str, rounds: Sequence[tuple[str, ...]], choose: Choose, progress: Progress, what: str
 ) -> tuple[Apt, list[Package]]:
     system = system_distribution()
     entries = distribution_sources(system_view(), system)
@@ -81,7 +96,7 @@ def _find_in_rounds(
         apt = Apt(kernels_dir() / "apt" / f"{name}{number}", other_suites(entries, system, suites))
         with locked("apt", progress, "fetching package lists"):
             try:
-                apt.update(progress, f"looking for kernels in {', '.join(suites)}")
+                apt.update(progress, f"looking for {what} in {', '.join(suites)}")
             except (DiskFullError, OfflineError):
                 raise
             except KernelError as error:

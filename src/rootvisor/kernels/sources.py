@@ -160,6 +160,20 @@ def nearest_first(system: Distribution, series: Sequence[str] = ()) -> list[tupl
     return [_ubuntu_own(own), _ubuntu_later(own, series), ("devel",)]
 
 
+def complete_sets(system: Distribution, series: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Sets of suites, each of which holds all that its packages need; those of the running release first."""
+    own = system.codename
+    if system.origin == "Debian":
+        return [
+            _debian_own(own),
+            ("stable", "stable-updates", "stable-backports"),
+            ("testing",),
+            ("sid",),
+        ]
+    later = [(name, f"{name}-updates") for name in series[series.index(own) + 1 :]] if own in series else []
+    return [_ubuntu_own(own), *later, ("devel",)]
+
+
 def _debian_own(codename: str) -> tuple[str, ...]:
     return (codename, f"{codename}-updates", f"{codename}-backports") if codename else ()
 
