@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of child partitions: map, unmap, access states (``drivers/hv/mshv_root_hv_call.c``)."""
+
+from __future__ import annotations
+
+from struct import unpack_from
+
+from ...tlfs import gpa as tlfs
+from ...tlfs import hypercalls, privileges, status
+from ..child_partition import INITIALIZED, ChildPartition
+from ..errors import HvError
+from ..hypercall_table import TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..vp import VirtualProcessor
+
+
+def _child(vp: VirtualProcessor, partition_id: int) -> ChildPartition:
+    """The child that is named; the root's own memory is not up for mapping (OPERATION_DENIED)."""
+    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
+    if not isinstance(partition, ChildPartition):
+        raise HvError(status.OPERATION_DENIED)
+    partition.require(INITIALIZED)
+    return partition
+
+
+@TABLE.rep(hypercalls.MAP_GPA_PAGES, tlfs.MAP_GPA_PAGES_INPUT, 8, 0, privileges.CREATE_PARTITIONS)
+def map_gpa_pages(
+    vp: VirtualProcessor,
+    elements: memoryview,
+    _output: memoryview,
+    start: int,
+    count: int,
+    partition_id: int,
+    gfn: int,
+    flags: int,
+) -> int:
+    """Element i is the root's page for guest page ``gfn + i`` (or + 512 i with LARGE_PAGE; ignored with NO_ACCESS).
+
+    Replaces whatever is mapped there, and is in force for every VP on return. INVALID_PARAMETER: unknown flags, neither
+    readable nor NO_ACCESS, alignment of large pages, beyond the address space, not the root's page to give.
+    """
+    child = _child(vp, partition_id)
+    if flags & ~tlfs.MAP_KNOWN or gfn >> 52:
+        raise HvError(status.INVALID_PARAMETER, start)
+    unit = 1
+    if flags & tlfs.MAP_LARGE_PAGE:
+        unit = tlfs.LARGE_PAGES
+        if gfn % unit:
+            raise HvError(status.INVALID_PARAMETER, start)
+    pages = None
+    if not flags & tlfs.MAP_NO_ACCESS:
+        if not flags & tlfs.MAP_READABLE:
+            raise HvError(status.INVALID_PARAMETER, start)
+        pages = unpack_from(f"<{count - start}Q", elements, start * 8)
+        for index, page in enumerate(pages):
+            if page >> 40 or page % unit:
+                raise HvError(status.INVALID_PARAMETER, start + index)
+    try:
+        child.memory.map(gfn + start * unit, count - start, flags, pages)
+    except HvError as error:
+        if error.reps is not None:
+            error.reps += start
+        raise
+    return count
+
+
+@TABLE.rep(hypercalls.UNMAP_GPA_PAGES, tlfs.UNMAP_GPA_PAGES_INPUT, 0, 0, privileges.CREATE_PARTITIONS)
+def unmap_gpa_pages(
+    vp: VirtualProcessor,
+    _elements: memoryview,
+    _output: memoryview,
+    start: int,
+    count: int,
+    partition_id: int,
+    gfn: int,
+    flags: int,
+) -> int:
+    """Nothing is mapped any more at the pages (of 512 with UNMAP_LARGE_PAGE); pages without a mapping are no error."""
+    child = _child(vp, partition_id)
+    unit = tlfs.LARGE_PAGES if flags & tlfs.UNMAP_LARGE_PAGE else 1
+    if flags & ~tlfs.UNMAP_LARGE_PAGE or gfn % unit or gfn >> 52:
+        raise HvError(status.INVALID_PARAMETER, start)
+    child.memory.unmap(gfn + start * unit, (count - start) * unit)
+    return count
+
+
+@TABLE.rep(
+    hypercalls.GET_GPA_PAGES_ACCESS_STATES,
+    tlfs.GET_GPA_PAGES_ACCESS_STATES_INPUT,
+    0,
+    1,
+    privileges.CREATE_PARTITIONS,
+)
+def get_gpa_pages_access_states(
+    vp: VirtualProcessor,
+    _elements: memoryview,
+    output: memoryview,
+    start: int,
+    count: int,
+    partition_id: int,
+    flags: int,
+    gfn: int,
+) -> int:
+    """One byte per page: bit 0 accessed, bit 1 dirty, as before the change that ``flags`` asks for."""
+    child = _child(vp, partition_id)
+    if flags >> 4 or gfn >> 52:
+        raise HvError(status.INVALID_PARAMETER, start)
+    output[start:count] = child.memory.access_states(gfn + start, count - start, flags)
+    return count

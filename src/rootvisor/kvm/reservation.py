@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A range of this process' addresses that belongs to one guest: nothing is behind it until a piece of a file is mapped.
+
+KVM sees whatever is mapped at the moment: its MMU notifier follows every change, and a change is in force for every
+processor when the system call returns. Touching a piece without access makes KVM_RUN fail with EFAULT.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import KvmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
+_MAP_POPULATE = 0x8000
+#: So that KVM can use pages of every size.
+_ALIGNMENT = 1 << 30
+_FAILED = (1 << 64) - 1
+
+
+def _libc() -> Any:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_size_t
+    libc.mmap.argtypes = (
+        ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    )  # fmt: skip
+    libc.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+    return libc
+
+
+class Reservation:
+    """``size`` bytes of addresses from ``address`` on, aligned to 1 GiB, without access."""
+
+    __slots__ = ("_errno", "_libc", "address", "size")
+
+    def __init__(self, size: int) -> None:
+        import ctypes
+
+        self.size = size
+        self._libc = _libc()
+        self._errno = ctypes.get_errno
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+        start = self._libc.mmap(0, size + _ALIGNMENT, _PROT_NONE, flags, -1, 0)
+        if start == _FAILED:
+            raise KvmError(
+                f"cannot reserve {size >> 30} GiB of addresses for a partition: {os.strerror(self._errno())}; "
+                "is there a limit (ulimit -v)?"
+            )
+        self.address = (start + _ALIGNMENT - 1) & -_ALIGNMENT
+        if self.address > start:
+            self._libc.munmap(start, self.address - start)
+        end = start + size + _ALIGNMENT
+        if end > self.address + size:
+            self._libc.munmap(self.address + size, end - self.address - size)
+
+    def map_file(self, offset: int, size: int, fd: int, fd_offset: int, writable: bool) -> None:
+        """Shares ``size`` bytes of the file ``fd`` at ``offset``. OSError: ENOMEM at vm.max_map_count pieces."""
+        protection = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
+        flags = _MAP_SHARED | _MAP_FIXED
+        if self._libc.mmap(self.address + offset, size, protection, flags, fd, fd_offset) == _FAILED:
+            self._fail()
+
+    def clear(self, offset: int, size: int) -> None:
+        """Takes the access to a piece away; on return no processor has any."""
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+        if self._libc.mmap(self.address + offset, size, _PROT_NONE, flags, -1, 0) == _FAILED:
+            self._fail()
+
+    def close(self) -> None:
+        """Gives the addresses back; the machine that used them is closed."""
+        if self.address:
+            self._libc.munmap(self.address, self.size)
+            self.address = 0
+
+    def _fail(self) -> None:
+        number = self._errno()
+        raise OSError(number, os.strerror(number))
