@@ -53,7 +53,7 @@ class FakeVcpu:
         self.index = index
         self.run = bytearray(RUN_SIZE)
         self.u8 = memoryview(self.run)
-        self.u16, self.u32, self.u64 = (self.u8.cast(code) for code in "HIQ")
+        self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
         self.u64[abi.SYNC_REGS_AT // 8 + 16] = 0xFFF0
         self.u64[abi.SYNC_REGS_AT // 8 + 17] = 2
         self.u64[(abi.SYNC_SREGS_AT + abi.SREGS_CR0) // 8] = 0x60000010
@@ -209,7 +209,7 @@ class ParkedVp:
 
     @property
     def dirty(self) -> int:
-        return self.u64[abi.RUN_DIRTY_REGS // 8]
+        return int(self.u64[abi.RUN_DIRTY_REGS // 8])
 
     def mark_dirty(self, blocks: int) -> None:
         self.u64[abi.RUN_DIRTY_REGS // 8] |= blocks
