@@ -15,6 +15,7 @@ import pytest
 
 from rootvisor import kernels
 from rootvisor.appliance import check
+from rootvisor.appliance.host_tsc import TscMeasurement
 from rootvisor.appliance.tools import QEMU, processors
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -46,6 +47,7 @@ class Outer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=SOURCE.parent,
             env={**os.environ, "PYTHONPATH": str(SOURCE), TOKEN: self.token},
         )
 
@@ -156,6 +158,36 @@ def test_run_stalled_machine_counts_as_dead(outer: Outer) -> None:
     assert process.returncode == 125
     assert errors.decode().count("no sign of life for 0.5 s") == 3
     assert outer.leftovers() == []
+
+
+def test_run_kernel_that_dies_later_shows_its_console(outer: Outer) -> None:
+    """A panic while the program runs: one line that says so, and what the kernel had to say, to the end."""
+    process = outer.start("sh", "-c", "echo up; read -r word; echo c >/proc/sysrq-trigger; sleep 100")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    _, errors = process.communicate(b"now\n", timeout=TIMEOUT_S)
+    lines = errors.decode().splitlines()
+    assert process.returncode == 125
+    assert "while its program ran: Kernel panic - not syncing: sysrq triggered crash" in lines[-1]
+    assert any("sysrq_handle_crash" in line for line in lines)
+    assert lines[-2].startswith("Kernel Offset")
+    assert outer.leftovers() == []
+
+
+@pytest.mark.parametrize("khz_factor", [1.002, 0.995])
+def test_machines_keep_time_whose_host_calibrated_its_tsc_badly(outer: Outer, khz_factor: float) -> None:
+    """Loaded before Linux corrects itself, KVM would have each machine catch up with a clock that is too fast."""
+    khz = TscMeasurement().khz()
+    if khz is None:
+        pytest.skip("there is no TSC here")
+    tests = ["tests/kvm/test_clock.py", "tests/kvm/test_processors.py"]
+    process = outer.start(
+        *("env", "ROOTVISOR_KVM_REQUIRED=1", "PYTHONDONTWRITEBYTECODE=1"),
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
+        options=["--append", f"tsc_early_khz={khz * khz_factor:.0f}"],
+    )
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output.decode()
 
 
 def test_run_truncated_kernel_is_one_line(outer: Outer, kernel: kernels.Kernel, tmp_path: Path) -> None:

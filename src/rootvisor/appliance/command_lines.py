@@ -36,9 +36,10 @@ KERNEL_ARGS = (
 )
 
 
-def kernel_command_line(extra: Sequence[str] = ()) -> str:
-    """What follows ``-append``."""
-    return " ".join((*KERNEL_ARGS, *extra))
+def kernel_command_line(extra: Sequence[str] = (), tsc_khz: int | None = None) -> str:
+    """What follows ``-append``. ``tsc_khz``: the frequency of the processor's time stamp counter, where it is known."""
+    known = () if tsc_khz is None else (f"tsc_early_khz={tsc_khz}",)
+    return " ".join((*KERNEL_ARGS, *known, *extra))
 
 
 def virtiofsd_command(server: Virtiofsd, folder: str, fd: int, *, writable: bool, root: bool) -> list[str]:

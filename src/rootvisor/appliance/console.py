@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 
 KEPT_BYTES = 64 << 10
-TAIL_LINES = 12
+#: An oops with its registers and its trace.
+TAIL_LINES = 60
 
 #: What a kernel prints when it cannot go on. The command line has oops=panic, so an oops is an end too.
 #: (arch/x86/kernel/dumpstack.c:__die_header, kernel/panic.c:vpanic, arch/x86/mm/fault.c:show_fault_oops.)

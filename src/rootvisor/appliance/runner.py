@@ -61,9 +61,14 @@ def _open_standard_descriptors() -> None:
 
 
 def _obituary(outcome: Died) -> str:
-    when = "while its program ran" if outcome.ready else "while starting"
+    """One line. An appliance that died under its program may take long to die so again: its console is shown whole."""
+    if outcome.ready:
+        if outcome.console:
+            print("rootvisor: the last lines of the appliance's console:", file=sys.stderr)
+            print("\n".join(outcome.console), file=sys.stderr, flush=True)
+        return f"the appliance died while its program ran: {outcome.reason}"
     tail = " | ".join(line for line in outcome.console[-6:] if line != outcome.reason)
-    return f"the appliance died {when}: {outcome.reason}" + (f"; its last words: {tail}" if tail else "")
+    return f"the appliance died while starting: {outcome.reason}" + (f"; its last words: {tail}" if tail else "")
 
 
 def _stock_kernel() -> ApplianceKernel:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One life of the appliance: start its processes, carry its streams, notice its end, leave nothing behind."""
+"""One life of the appliance: what happens from its start to its end, and how it ended."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from rootvisor.boot.initramfs import CONTROL_PORT, STREAM_PORTS
+from rootvisor.boot.initramfs import STREAM_PORTS
 
-from . import children, command_lines, guest
+from . import children
 from .console import Console
-from .errors import ApplianceError
+from .emulator import Emulator
 from .interrupts import ENDING, Interrupts
+from .joined_streams import JoinedStreams
 from .qmp import PortOpened, Qmp
 from .request import ApplianceKernel, Request
-from .sockets import memory_file, served_connection
-from .streams import Input, Output
-from .terminal import RawTerminal, window_size
-from .tools import Tools, processors
+from .terminal import window_size
+from .tools import Tools
 
 EXIT_TIMEOUT = 124
 #: Seconds from the inner program's end to the machine's power-off, which flushes writable folders.
 _POWER_OFF_SECONDS = 20.0
 #: Seconds that the inner program has to end after SIGTERM or SIGHUP, before everything is ended.
 _GRACE_SECONDS = 10.0
+#: Seconds that a dying kernel has for its last words; it resets the machine when it has said them.
+_LAST_WORDS_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.005
 
 _Event = Literal["console", "qmp", "control", "signal", "qemu", "virtiofsd"]
@@ -61,160 +62,48 @@ class Session:
         self, request: Request, tools: Tools, kernel: ApplianceKernel, deadline: float | None
     ) -> None:
         self._request = request
-        self._tools = tools
-        self._kernel = kernel
+        self._emulator = Emulator(request, tools, kernel)
         self._deadline = deadline
         self._stack = contextlib.ExitStack()
         self._selector = selectors.DefaultSelector()
         self._console = Console()
         self._qemu_text = Console()
         self._control_partial = b""
-        self._ready = False
+        self._streams: JoinedStreams | None = None  # once the program has been started
         self._status: int | None = None
         self._stopped: str | None = None  # reason of QEMU's SHUTDOWN event
         self._error: str | None = None  # why the init gave up, which it says before "exit 125"
         self._signals: list[int] = []
         self._kill_at: float | None = None  # when a forwarded signal must have worked
-        self._outputs: list[Output] = []
-        self._inputs: list[Input] = []
-        self.ready_seconds: float | None = None
 
     def __enter__(self) -> Session:
         self._stack.callback(self._selector.close)
         self._interrupts = self._stack.enter_context(Interrupts())
-        self._selector.register(self._interrupts.socket, selectors.EVENT_READ, "signal")
+        self._watch(self._interrupts.socket, "signal")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    # start
-
-    def _pair(self) -> tuple[socket.socket, socket.socket]:
-        ours, theirs = socket.socketpair()
-        self._stack.callback(ours.close)
-        return ours, theirs
-
-    def _start(self) -> None:
-        request = self._request
-        folders = {command_lines.ROOT_TAG: "/"}
-        for number, folder in enumerate(dict.fromkeys(request.writable)):
-            folders[f"writable{number}"] = folder
-        given: list[socket.socket] = []  # QEMU's ends, which we close once it has them
-        try:
-            shares: dict[str, int] = {}
-            for tag, folder in folders.items():
-                shares[tag] = self._serve(folder, given, writable=tag != command_lines.ROOT_TAG)
-            console, theirs = self._pair()
-            given.append(theirs)
-            self._watch(console, "console")
-            qmp, theirs = self._pair()
-            given.append(theirs)
-            self._qmp_socket = qmp
-            self._watch(qmp, "qmp")
-            ports: dict[str, int] = {}
-            self._streams: list[socket.socket] = []
-            names = () if request.tty else STREAM_PORTS
-            for name in names:
-                ours, theirs = self._pair()
-                given.append(theirs)
-                self._streams.append(ours)
-                ports[name] = theirs.fileno()
-            self._control, theirs = self._pair()
-            given.append(theirs)
-            ports[CONTROL_PORT] = theirs.fileno()
-            self._watch(self._control, "control")
-            terminal_fd = None
-            if request.tty:
-                ours, theirs = self._pair()
-                given.append(theirs)
-                self._streams = [ours, ours]
-                terminal_fd = theirs.fileno()
-            size = window_size(request.streams[1])
-            ramdisk = memory_file(
-                "rootvisor-ramdisk", *guest.ramdisk(request, self._kernel.modules, folders, size)
-            )
-            self._stack.callback(os.close, ramdisk)
-            command = command_lines.qemu_command(
-                self._tools.qemu,
-                kernel=self._kernel.image,
-                initrd=f"/proc/self/fd/{ramdisk}",
-                append=command_lines.kernel_command_line(request.kernel_args),
-                memory_mib=request.memory_mib,
-                cpus=request.cpus or processors(self._tools.qemu),
-                shares=shares,
-                ports=ports,
-                console_fd=given[len(folders)].fileno(),
-                qmp_fd=given[len(folders) + 1].fileno(),
-                terminal_fd=terminal_fd,
-                extra=request.qemu_args,
-            )
-            self._qemu = self._spawn(command, "qemu", [ramdisk, *(one.fileno() for one in given)])
-            self._qmp = Qmp(qmp)
-        finally:
-            for one in given:
-                one.close()
-
-    def _serve(self, folder: str, given: list[socket.socket], *, writable: bool) -> int:
-        server = self._tools.virtiofsd
-        listener, client = served_connection()
-        given.append(client)
-        root = os.geteuid() == 0
-
-        def prepare() -> None:
-            children.raise_open_files_limit()
-            if server.namespace:
-                children.enter_user_namespace()
-            if not writable:
-                if not root and not server.namespace:
-                    with contextlib.suppress(OSError):
-                        children.enter_user_namespace()
-                with contextlib.suppress(OSError):  # the guest mounts it read-only as well
-                    children.make_host_read_only()
-
-        command = command_lines.virtiofsd_command(
-            server, folder, listener.fileno(), writable=writable, root=root
-        )
-        try:
-            self._spawn(command, "virtiofsd", [listener.fileno()], prepare)
-        finally:
-            listener.close()
-        return client.fileno()
-
-    def _spawn(
-        self, command: list[str], event: _Event, fds: list[int], prepare: children.Preparation | None = None
-    ) -> subprocess.Popen[bytes]:
-        ours, theirs = os.pipe()
-        try:
-            process = children.spawn(command, pass_fds=fds, output=theirs, prepare=prepare)
-        except (OSError, subprocess.SubprocessError) as error:
-            os.close(ours)
-            raise ApplianceError(f"cannot start {command[0]}: {error}; install its package anew") from error
-        finally:
-            os.close(theirs)
-        self._stack.callback(os.close, ours)
-        self._stack.callback(children.kill, process)
-        # the pipe ends with the process, after its last words
-        self._selector.register(ours, selectors.EVENT_READ, event)
-        return process
-
-    def _watch(self, sock: socket.socket, event: _Event) -> None:
-        self._selector.register(sock, selectors.EVENT_READ, event)
-
-    # life
+    def _watch(self, source: socket.socket | int, event: _Event) -> None:
+        self._selector.register(source, selectors.EVENT_READ, event)
 
     def run(self) -> Ended | Died:
         """Start the appliance and stay until it has ended. Raises :class:`ApplianceError`: cannot start."""
-        started = time.monotonic()
-        self._start()
-        sign_of_life = started
+        sign_of_life = time.monotonic()
+        emulator = self._stack.enter_context(self._emulator)
+        self._qmp = Qmp(emulator.qmp)
+        self._watch(emulator.console, "console")
+        self._watch(emulator.qmp, "qmp")
+        self._watch(emulator.control, "control")
+        self._watch(emulator.qemu_words, "qemu")
+        for words in emulator.server_words:
+            self._watch(words, "virtiofsd")
         finish: float | None = None
         while True:
             now = time.monotonic()
-            if self._ready and self.ready_seconds is None:
-                self.ready_seconds = now - started
             limits = [limit for limit in (self._deadline, self._kill_at, finish) if limit is not None]
-            if not self._ready:
+            if self._streams is None:
                 limits.append(sign_of_life + self._request.ready_timeout)
             wait = max(min(limits) - now, 0) if limits else None
             for key, _ in self._selector.select(wait):
@@ -228,38 +117,33 @@ class Session:
                 return Ended(EXIT_TIMEOUT)
             if self._kill_at is not None and now >= self._kill_at:
                 return Ended(128 + self._signals[-1])
-            if not self._ready and now >= sign_of_life + self._request.ready_timeout:
+            if self._streams is None and now >= sign_of_life + self._request.ready_timeout:
                 return self._died(f"no sign of life for {self._request.ready_timeout:g} s")
             if self._status is not None:
                 if self._stopped is not None or (finish is not None and now >= finish):
                     return self._drained()
                 finish = finish or now + _POWER_OFF_SECONDS
 
+    # events
+
     def _handle(self, event: _Event, source: object) -> Ended | Died | None:
         if event == "signal":
             return self._on_signals()
         data = self._read(source)
         if event == "console":
-            if data:
-                self._console.feed(data)
-                if self._request.console_fd is not None:
-                    with contextlib.suppress(OSError):
-                        os.write(self._request.console_fd, data)
-                if self._console.death and self._status is None:
-                    return self._died(self._console.death)
+            self._on_console(data)
+            if self._console.death and self._status is None:
+                self._hear_last_words()
+                return self._died(self._console.death)
         elif event == "control":
             self._on_control(data)
             if self._error is not None and self._status is not None:
                 return self._died(self._error, hopeless=True)
         elif event == "qmp":
-            for happened in self._qmp.received(data):
-                if isinstance(happened, PortOpened):
-                    if happened.port == STREAM_PORTS[1]:
-                        self._begin()
-                    continue
-                self._stopped = happened.reason
-                if self._status is None:
-                    return self._died(f"the machine stopped ({happened.reason})")
+            self._on_qmp(data)
+            if self._stopped is not None and self._status is None:
+                self._hear_last_words()
+                return self._died(self._console.death or f"the machine stopped ({self._stopped})")
         elif event == "qemu":
             self._qemu_text.feed(data)
             if not data:
@@ -268,8 +152,8 @@ class Session:
             self._qemu_text.feed(data)
             if not data and self._status is None and self._stopped is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):  # it ends when QEMU does, which says why
-                    self._qemu.wait(1.0)
-                    self._qemu_text.feed(self._last_words())
+                    self._emulator.qemu.wait(1.0)
+                    self._qemu_text.feed(self._qemu_last_words())
                     return self._on_qemu_end()
                 return self._died("virtiofsd ended; is this folder readable, and is memory left?")
         return None
@@ -288,12 +172,27 @@ class Session:
             self._selector.unregister(source)  # type: ignore[arg-type]
         return data
 
+    def _on_console(self, data: bytes) -> None:
+        if not data:
+            return
+        self._console.feed(data)
+        if self._request.console_fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._request.console_fd, data)
+
+    def _on_qmp(self, data: bytes) -> None:
+        for happened in self._qmp.received(data):
+            if not isinstance(happened, PortOpened):
+                self._stopped = happened.reason
+            elif happened.port == STREAM_PORTS[1]:
+                self._begin()
+
     def _on_signals(self) -> Ended | None:
         for number in self._interrupts.received():
             if number == signal.SIGWINCH:
                 self._send_window_size()
             elif number in ENDING:
-                if not self._ready or self._signals:
+                if self._streams is None or self._signals:
                     return Ended(128 + number)
                 self._signals.append(number)
                 if number != signal.SIGINT:  # which a program at a prompt may well ignore
@@ -312,56 +211,19 @@ class Session:
             elif word == "exit" and rest.strip().isdigit():
                 self._status = int(rest) & 0xFF
 
-    def _last_words(self) -> bytes:
-        """What the ended QEMU has written to its pipe and nobody has read yet."""
-        for key in self._selector.get_map().values():
-            if key.data == "qemu" and isinstance(key.fileobj, int):
-                return os.read(key.fileobj, 1 << 16)
-        return b""
-
-    def _on_qemu_end(self) -> Ended | Died:
-        status = self._qemu.wait()
-        if self._status is not None:
-            return Ended(self._status)
-        words = self._qemu_text.tail(1)
-        if status < 0:
-            return self._died(f"QEMU was killed by {signal.Signals(-status).name}")
-        return self._died(words[0] if words else f"QEMU ended with status {status}", hopeless=not self._ready)
-
-    def _died(self, reason: str, *, hopeless: bool = False) -> Died:
-        return Died(reason, self._ready, hopeless, self._console.tail())
-
-    # streams
-
     def _begin(self) -> None:
-        """The inner program is being started: the init has opened the port for its output. From here on nothing
-        can be tried again."""
-        if not self._ready:
-            self._ready = True
-            self._join_streams()
-
-    def _join_streams(self) -> None:
-        """From here on the caller's streams belong to the inner program (and not before: a second try must find
-        the input whole)."""
-        fds = self._request.streams
-        if self._request.tty:
-            self._stack.enter_context(RawTerminal(fds[0]))
+        """The inner program is being started: the init has opened the port for its output. From here on the caller's
+        streams are its own, and nothing can be tried again (before, a second try must find the input whole)."""
+        if self._streams is None:
+            request = self._request
+            self._streams = self._stack.enter_context(
+                JoinedStreams(
+                    self._emulator.streams, request.streams, tty=request.tty, reader_gone=self._reader_gone
+                )
+            )
             self._send_window_size()
-            joined = [(self._streams[1], fds[1])]
-        else:
-            joined = [(self._streams[1], fds[1]), (self._streams[2], fds[2])]
-        source = Input(fds[0], self._streams[0])
-        gone = [self._reader_gone, lambda: None]  # what is lost of standard error is lost
-        self._outputs = [Output(sock, fd, tell) for (sock, fd), tell in zip(joined, gone, strict=False)]
-        self._stack.callback(source.close)
-        self._stack.callback(self._cut_streams)
-        for thread in (source, *self._outputs):
-            thread.start()
 
-    def _cut_streams(self) -> None:
-        for sock in self._streams:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+    # what the appliance is told
 
     def _reader_gone(self) -> None:
         """Nobody reads our standard output any more: the inner program is to learn it as any program does."""
@@ -369,12 +231,57 @@ class Session:
 
     def _send_window_size(self) -> None:
         size = window_size(self._request.streams[1]) if self._request.tty else None
-        if self._ready and size:
+        if self._streams is not None and size:
             self._tell(f"winsize {size[0]} {size[1]}")
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            self._control.send(f"{line}\n".encode(), socket.MSG_DONTWAIT)
+            self._emulator.control.send(f"{line}\n".encode(), socket.MSG_DONTWAIT)
+
+    # ends
+
+    def _hear_last_words(self) -> None:
+        """Take what the dying kernel still prints: until the machine has stopped and its console is empty."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        with selectors.DefaultSelector() as selector:
+            for key in self._selector.get_map().values():
+                if key.data in ("console", "qmp"):
+                    selector.register(key.fileobj, selectors.EVENT_READ, key.data)
+            while selector.get_map():
+                wait = 0 if self._stopped is not None else max(deadline - time.monotonic(), 0)
+                ready = selector.select(wait)
+                if not ready:
+                    return
+                for key, _ in ready:
+                    data = self._read(key.fileobj)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.data == "console":
+                        self._on_console(data)
+                    else:
+                        self._on_qmp(data)
+                if time.monotonic() >= deadline:
+                    return
+
+    def _qemu_last_words(self) -> bytes:
+        """What the ended QEMU has written to its pipe and nobody has read yet."""
+        if any(key.data == "qemu" for key in self._selector.get_map().values()):
+            return os.read(self._emulator.qemu_words, 1 << 16)
+        return b""
+
+    def _on_qemu_end(self) -> Ended | Died:
+        status = self._emulator.qemu.wait()
+        if self._status is not None:
+            return Ended(self._status)
+        words = self._qemu_text.tail(1)
+        if status < 0:
+            return self._died(f"QEMU was killed by {signal.Signals(-status).name}")
+        return self._died(
+            words[0] if words else f"QEMU ended with status {status}", hopeless=self._streams is None
+        )
+
+    def _died(self, reason: str, *, hopeless: bool = False) -> Died:
+        return Died(reason, self._streams is not None, hopeless, self._console.tail())
 
     def _drained(self) -> Ended | Died:
         """Wait until QEMU has passed on everything that the stopped guest had written.
@@ -383,17 +290,19 @@ class Session:
         sockets are empty, and still are after QEMU's main loop has come round three times, that was all.
         """
         assert self._status is not None
+        qemu, streams = self._emulator.qemu, self._streams
+        if streams is None:
+            return Ended(self._status)
         quiet_rounds, seen = 0, -1
-        while quiet_rounds < 3 and self._qemu.poll() is None:
-            received = sum(output.received for output in self._outputs)
-            if received != seen or any(output.waiting() for output in self._outputs):
+        while quiet_rounds < 3 and qemu.poll() is None:
+            received = streams.received
+            if received != seen or streams.waiting:
                 quiet_rounds, seen = 0, received
             else:
                 quiet_rounds += 1
             self._qmp.sync()
-            wait: float | None = _DRAIN_POLL_SECONDS
-            while not self._qmp.idle and self._qemu.poll() is None:
-                for key, _ in self._selector.select(wait):
+            while not self._qmp.idle and qemu.poll() is None:
+                for key, _ in self._selector.select(_DRAIN_POLL_SECONDS):
                     if key.data == "signal":
                         if outcome := self._on_signals():
                             return outcome
@@ -403,12 +312,10 @@ class Session:
                         self._read(key.fileobj)
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     return Ended(EXIT_TIMEOUT)
-            if any(output.waiting() for output in self._outputs):
+            if streams.waiting:
                 time.sleep(_DRAIN_POLL_SECONDS)  # the reader is slow
-        children.kill(self._qemu)
-        for output in self._outputs:  # what is left ends with QEMU's end of the socket
-            while output.is_alive():
-                output.join(0.05)
-                if outcome := self._on_signals():
-                    return outcome
+        children.kill(qemu)
+        while not streams.finished(0.05):  # what is left ends with QEMU's end of the socket
+            if outcome := self._on_signals():
+                return outcome
         return Ended(self._status)

@@ -29,6 +29,11 @@ def test_kernel_command_line_extra_comes_last() -> None:
     assert kernel_command_line(("quiet2", "rdinit=/x")).endswith(" quiet2 rdinit=/x")
 
 
+def test_kernel_command_line_known_frequency_is_passed_on() -> None:
+    assert "tsc_early_khz=2596128" in kernel_command_line(("x",), 2_596_128).split()
+    assert "tsc_early_khz" not in kernel_command_line(("x",), None)
+
+
 def test_kernel_command_line_ends_a_kernel_in_trouble() -> None:
     assert {"oops=panic", "panic=-1"} <= set(kernel_command_line().split())
 
