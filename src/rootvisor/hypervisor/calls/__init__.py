@@ -7,6 +7,7 @@ from __future__ import annotations
 def load() -> None:
     """Imports every family, which declares its calls."""
     from . import (  # noqa: F401
+        cpuid,
         device_interrupts,
         identity,
         ipi,
@@ -16,4 +17,6 @@ def load() -> None:
         statistics,
         system,
         virtual_processors,
+        vp_registers,
+        vp_state,
     )
