@@ -16,6 +16,8 @@ from rootvisor.cli.output import Progress, mark, print_json
 from rootvisor.cli.run_folder import run_folder
 from rootvisor.peers.guest import MACHINES
 
+_GUEST = "Guests"
+_HOW = "How they run"
 _FAILED = 1
 _APPLIANCE_MIB = 1024
 _ROOT_MIB = 640
@@ -88,35 +90,95 @@ def path() -> None:
         ("Fifty boots in a row", "rootvisor peer boot --times 50"),
     ),
 )
-@option("--machine", "machines", default="microvm", show_default=True, help="microvm, q35, or both: a,b.")
-@option("--kernel", "kernel_names", default="mshv", show_default=True, help="mshv, stock, or both: a,b.")
-@option("--vps", "counts", default="1", show_default=True, help="Processors of the guest: a,b,c.")
-@option("--times", type=click.IntRange(1, 1000), default=1, show_default=True, help="How often all of it.")
 @option(
-    "--parallel", type=click.IntRange(1, 64), default=1, show_default=True, help="Guests at the same time."
+    "--machine",
+    "machines",
+    group=_GUEST,
+    default="microvm",
+    show_default=True,
+    metavar="NAMES",
+    help="QEMU's machine: microvm, q35, or both (with a comma).",
 )
 @option(
-    "--guest-memory", type=click.IntRange(64, 65536), default=256, show_default=True, help="MiB of a guest."
+    "--kernel",
+    "kernel_names",
+    group=_GUEST,
+    default="mshv",
+    show_default=True,
+    metavar="NAMES",
+    help="mshv, stock, or both (with a comma).",
 )
 @option(
-    "--accel", type=click.Choice(["mshv", "kvm"]), default="mshv", show_default=True, help="What QEMU uses."
+    "--vps",
+    "counts",
+    group=_GUEST,
+    default="1",
+    show_default=True,
+    metavar="NUMBERS",
+    help="Processors of the guest; several numbers with commas.",
+)
+@option(
+    "--times",
+    group=_HOW,
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How often all of it.",
+)
+@option(
+    "--parallel",
+    group=_HOW,
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Guests at the same time.",
+)
+@option(
+    "--guest-memory",
+    group=_GUEST,
+    type=click.IntRange(64, 65536),
+    default=256,
+    show_default=True,
+    help="MiB of a guest.",
+)
+@option(
+    "--accel",
+    group=_HOW,
+    type=click.Choice(["mshv", "kvm"]),
+    default="mshv",
+    show_default=True,
+    help="What QEMU uses.",
 )
 @option(
     "--scheduler",
+    group=_HOW,
     type=click.Choice(["hypervisor", "root"]),
     default="hypervisor",
     show_default=True,
     help="Who schedules the guest's processors.",
 )
 @option(
-    "--root-vps", type=click.IntRange(1, 64), default=1, show_default=True, help="Processors of the root."
+    "--root-vps",
+    group=_HOW,
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processors of the root.",
 )
 @option(
-    "--guest-timeout", type=click.FloatRange(1), default=180.0, show_default=True, help="Seconds per guest."
+    "--guest-timeout",
+    group=_HOW,
+    type=click.FloatRange(1),
+    default=180.0,
+    show_default=True,
+    help="Seconds per guest.",
 )
-@option("--trace", type=click.Path(), help="Write a trace of the hypervisor (see `rootvisor trace`).")
+@option(
+    "--trace", group=_HOW, type=click.Path(), help="Write a trace of the hypervisor (see `rootvisor trace`)."
+)
 @option(
     "--engine",
+    group=_HOW,
     type=click.Choice(["auto", "kvm", "appliance"]),
     default="auto",
     show_default=True,

@@ -107,9 +107,10 @@ class Boot:
         status = os.waitstatus_to_exitcode(wait_status)
         problems = [self.problem] if self.problem else []
         if self.problem is None:
-            problems += judge(self.said, self.guest["expected"])
             if status:
                 problems.append(f"QEMU ended with status {status}")
+            if self.said or not status:
+                problems += judge(self.said, self.guest["expected"])
         for fd in self.text:
             os.close(fd)
         tails = {

@@ -47,7 +47,17 @@ download)
         echo "E: Failed to fetch x  Error writing to file - write (28: No space left on device)"
         exit 100
     fi
-    cp "{root}/pool/$name.deb" .
+    shift
+    for name; do cp "{root}/pool/${{name%%=*}}.deb" .; done
+    ;;
+--simulate)
+    for stanza in "{root}"/pool/*.stanza; do
+        sed -n 's/^Package: //p; s/^Version: //p' "$stanza" | {{
+            read -r name
+            read -r version
+            echo "Inst $name ($version Debian:13/stable [amd64]) []"
+        }}
+    done
     ;;
 esac
 """
@@ -57,7 +67,15 @@ _APT_CACHE = """\
 shift 2
 case $1 in
 pkgnames) ls "{root}/pool" | sed -n "s/^\\($2.*\\)\\.deb$/\\1/p" ;;
-show) shift 2; for name; do cat "{root}/pool/$name.stanza"; echo; done ;;
+show)
+    shift
+    [ "$1" = --no-all-versions ] && shift
+    for name; do cat "{root}/pool/${{name%%=*}}.stanza"; echo; done
+    ;;
+madison)
+    version=$(sed -n 's/^Version: //p' "{root}/pool/$2.stanza" 2>/dev/null) || exit 0
+    echo " $2 | $version | http://mirror.test/debian sid/main amd64 Packages"
+    ;;
 esac
 """
 

@@ -159,3 +159,38 @@ def test_has_content(content: Path, tmp_path: Path) -> None:
     assert not has_content(content, Package("x", "1", len(data) + 1, right.sha256))
     assert not has_content(content, Package("x", "1", len(data), "0"))
     assert not has_content(tmp_path / "missing", right)
+
+
+def test_versions_come_with_their_suites(fake_apt: FakeApt, content: Path, tmp_path: Path) -> None:
+    fake_apt.add("vmm", "2", content)
+    apt = Apt(tmp_path / "private", SOURCES)
+    assert apt.versions("vmm") == [("2", "sid")]
+    assert apt.versions("unknown") == []
+
+
+def test_closure_is_fetched_once_and_whole(
+    fake_apt: FakeApt, content: Path, tmp_path: Path, stages: Stages
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"a library")
+    added = [fake_apt.add("library", "1:1", other), fake_apt.add("vmm", "2", content)]
+    apt = Apt(tmp_path / "private", SOURCES)
+    packages = apt.closure("vmm", "2", "sid")
+    assert packages == added
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    files = apt.download_all(packages, folder, stages, "downloading")
+    assert [has_content(file, package) for file, package in zip(files, packages, strict=True)] == [True, True]
+    downloads = [call for call in fake_apt.calls() if "download" in call]
+    assert apt.download_all(packages, folder, stages, "downloading") == files
+    assert downloads == ["apt-get download library=1:1 vmm=2"]
+    assert [call for call in fake_apt.calls() if "download" in call] == downloads
+
+
+def test_closure_offline_is_said(fake_apt: FakeApt, content: Path, tmp_path: Path, stages: Stages) -> None:
+    package = fake_apt.add("vmm", "2", content)
+    fake_apt.switch("offline")
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    with pytest.raises(OfflineError, match="cannot fetch vmm"):
+        Apt(tmp_path / "private", SOURCES).download_all([package], folder, stages, "downloading")

@@ -8,6 +8,7 @@ import pytest
 from rootvisor.kernels.sources import (
     Distribution,
     Source,
+    complete_sets,
     distribution,
     nearest_first,
     newest_first,
@@ -182,3 +183,14 @@ def test_ubuntu_series_reads_the_table() -> None:
 )
 def test_distribution(text: str, expected: Distribution | None) -> None:
     assert distribution(text) == expected
+
+
+def test_complete_sets_nearest_release_first() -> None:
+    assert complete_sets(DEBIAN)[0] == ("bookworm", "bookworm-updates", "bookworm-backports")
+    assert complete_sets(DEBIAN)[-1] == ("sid",)
+    sets = complete_sets(UBUNTU, ["jammy", "noble", "plucky"])
+    assert sets == [
+        ("noble", "noble-updates", "noble-security"),
+        ("plucky", "plucky-updates"),
+        ("devel",),
+    ]
