@@ -293,20 +293,33 @@ def table(vp: ChildVp, registered: bool = True) -> Table:
     """The VP's CPUID: (leaf, subleaf) -> [EAX, EBX, ECX, EDX]."""
     child = vp.partition
     result = _partition(child)
+    xsave = _bank(result, processor_features.XSAVE)
     if (1, 0) in result:
         result[1, 0][1] |= (vp.apic_id & 0xFF) << 24
-        if child.privileges or child.features:
-            result[1, 0][2] |= _HYPERVISOR
     # One thread, the rest left open: VMMs that can only set bits put their topology on top.
     result[0xB, 0] = [0, 1, 0x100, vp.apic_id]
     result[0xB, 1] = [0, 0, 1, vp.apic_id]
     for leaf, _index, _flags, *words in partition_cpuid.hypervisor_leaves(child):
         result[leaf, 0] = words
+        result[1, 0][2] |= _HYPERVISOR
     if registered:
         child.cpuid_results.apply(vp.index, result)
-        if not child.hypervisor.root.xsave:
-            _limit_xsave(result, ~0)  # nobody can promise what the processor cannot do
+        _correct(child, result, xsave)
     return result
+
+
+def _correct(child: ChildPartition, table: Table, xsave: int) -> None:
+    """What nobody can promise: registered state components that no XSAVE image has room for, or that the partition gave
+    up; more address bits than there are. KVM refuses other widths of linear addresses."""
+    _limit_xsave(table, ~xsave)
+    widths = table.get((0x80000008, 0))
+    if widths is not None:
+        linear = widths[0] >> 8 & 0xFF
+        widths[0] = (
+            widths[0] & ~0xFFFF
+            | (linear if linear in (48, 57) else 48) << 8
+            | min(widths[0] & 0xFF or 36, child.memory.width)
+        )
 
 
 def entries(vp: ChildVp) -> list[CpuidEntry]:

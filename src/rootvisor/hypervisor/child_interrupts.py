@@ -15,6 +15,7 @@ from ..kvm.vm import msi_message
 from ..tlfs import ports as tlfs
 from ..tlfs import status
 from ..tlfs.intercepts import APIC_EOI_MESSAGE
+from . import intercepts
 from .errors import HvError
 from .interrupt_remapping import MSI_BASE
 
@@ -121,9 +122,19 @@ class ChildInterrupts:
         """CLEAR_VIRTUAL_INTERRUPT: an ExtINT that no VP has taken yet is forgotten."""
         self._extint.clear()
 
+    def notify_sints(self, vp: ChildVp, sints: int) -> None:
+        """Register DELIVERABILITY_NOTIFICATIONS: ``vp`` tells with a message, once, when the slot of one of these SINTs
+        (a bit each) is free."""
+        vp.synic.notify_sints = sints
+        if sints:
+            self.pending = True
+            if vp.running:
+                vp.vcpu.kick()
+
     # --- VP threads ---------------------------------------------------------------------------------------------------
-    def before_entry(self, vp: ChildVp) -> None:
-        """Pins and ExtINT of ``vp``; its thread calls it before KVM_RUN while :attr:`pending`, Hypervisor.lock held."""
+    def before_entry(self, vp: ChildVp) -> bytes | None:
+        """Pins and ExtINT of ``vp``, and its SINTs; its thread calls it before KVM_RUN while :attr:`pending`, with
+        Hypervisor.lock held. Gives the payload of a SYNIC_SINT_DELIVERABLE message, if one is due."""
         vcpu = vp.vcpu
         for pin, vector in self._lint.pop(vp.index, ()):
             self._pin(vp, pin, vector)
@@ -134,7 +145,11 @@ class ChildInterrupts:
             else:
                 window = 1  # KVM_EXIT_IRQ_WINDOW_OPEN when it can be taken
         vcpu.u8[abi.RUN_REQUEST_INTERRUPT_WINDOW] = window
-        self.pending = bool(self._extint or self._lint)
+        free = vp.synic.take_deliverable()
+        self.pending = bool(
+            self._extint or self._lint or any(other.synic.notify_sints for other in self._child.vps)
+        )
+        return intercepts.sint_deliverable(vp, free) if free else None
 
     def _pin(self, vp: ChildVp, pin: int, vector: int) -> None:
         """LINT0 or LINT1 is raised: the local vector table says what that means."""

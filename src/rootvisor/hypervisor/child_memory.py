@@ -110,7 +110,8 @@ class ChildMemory:
     @property
     def address(self) -> int:
         """Where GPA 0 lies in this process."""
-        return self._reservation.address
+        address: int = self._reservation.address
+        return address
 
     def bind(self, root_memory: GuestMemory) -> None:
         """Names the memory that pages come from; once, before anything is mapped."""
@@ -179,8 +180,8 @@ class ChildMemory:
         """Maps ``count`` elements (of 512 pages with MAP_LARGE_PAGE) from ``gfn`` on to the root's ``pages``; None with
         MAP_NO_ACCESS. What was there is replaced; on return no VP reaches it.
 
-        HvError: INVALID_PARAMETER beyond the address space or for pages that are not the root's to give, with the number
-        of elements done; NO_RESOURCES when this process has no room for more pieces (vm.max_map_count).
+        HvError: INVALID_PARAMETER beyond the address space or for pages that are not the root's to give, with the
+        number of elements done; NO_RESOURCES when this process has no room for more pieces (vm.max_map_count).
         """
         unit = tlfs.LARGE_PAGES if flags & tlfs.MAP_LARGE_PAGE else 1
         end = gfn + count * unit

@@ -67,12 +67,14 @@ class ChildOverlay(OverlayPage):
 class OverlayPages:
     """A child's overlay pages. Under Hypervisor.lock."""
 
-    __slots__ = ("_fd", "_map", "_next", "_shown", "_view", "child", "gpn_limit")
+    __slots__ = ("_fd", "_free", "_map", "_next", "_shown", "_view", "child", "gpn_limit")
 
     def __init__(self, child: ChildPartition) -> None:
         self.child = child
         self.gpn_limit = 1 << (child.memory.width - PAGE_GPN_SHIFT)
         self._next = 0
+        #: offsets of pages that were given back
+        self._free: list[int] = []
         #: page number -> overlays there, the visible one last
         self._shown: dict[int, list[ChildOverlay]] = {}
         self._fd = os.memfd_create("rootvisor-overlays", os.MFD_CLOEXEC)
@@ -85,14 +87,23 @@ class OverlayPages:
         self._view = memoryview(self._map)
 
     def allocate(self, writable: bool = True) -> ChildOverlay:
-        """The next page, zeroed; ``writable`` tells whether the guest may write to it."""
-        if self._next >= PAGE_LIMIT:
+        """A page, zeroed; ``writable`` tells whether the guest may write to it."""
+        if self._free:
+            offset = self._free.pop()
+        elif self._next < PAGE_LIMIT:
+            offset = self._next * PAGE_SIZE
+            self._next += 1
+        else:
             raise MemoryError("a child has no more overlay pages")
-        offset = self._next * PAGE_SIZE
-        self._next += 1
         page = ChildOverlay(self, offset, self._view[offset : offset + PAGE_SIZE])
         page.writable = writable
         return page
+
+    def free(self, page: ChildOverlay) -> None:
+        """Takes a page back whose VP is gone."""
+        page.write(0)
+        page.view[:] = bytes(PAGE_SIZE)
+        self._free.append(page.offset)
 
     def show(self, page: ChildOverlay) -> None:
         """Lays the page over the child's memory at its page number."""

@@ -318,8 +318,7 @@ class ChildVp(VirtualProcessor):
             self._debug_exceptions()
         if self._mapped:
             self._mapped = False
-            with partition.hypervisor.lock:
-                partition.memory.prefault(self)
+            partition.memory.prefault(self)  # without the lock: it may take milliseconds
         if self._deferred is not None:
             message_type, payload = self._deferred
             self._deferred = None

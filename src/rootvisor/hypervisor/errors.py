@@ -18,6 +18,10 @@ class HvError(Exception):
         self.reps = reps
 
 
+class Restart(Exception):
+    """The hypercall is to be made again from its first instruction, after interrupts have had their chance."""
+
+
 class GeneralProtection(Exception):
     """The access to a synthetic MSR raises #GP in the partition."""
 

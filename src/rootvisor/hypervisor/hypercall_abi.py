@@ -24,7 +24,7 @@ from ..tlfs.hypercalls import (
 )
 from ..tlfs.privileges import FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
 from .address_space import AddressError
-from .errors import HvError, UndefinedOpcode
+from .errors import HvError, Restart, UndefinedOpcode
 from .hypercall_table import REP, SIMPLE, TABLE, VARIABLE, Hypercall
 
 TYPE_CHECKING = False
@@ -85,6 +85,8 @@ def execute(vp: VirtualProcessor) -> None:
                     u64[_RAX] = _simple(vp, call, u64[_RDX], u64[_R8])
                 except HvError as error:
                     u64[_RAX] = error.status
+                except Restart:
+                    u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
                 except AddressError:
                     u64[_RAX] = status.INVALID_PARAMETER
                 u64[_DIRTY] = abi.SYNC_REGS
@@ -109,6 +111,10 @@ def execute(vp: VirtualProcessor) -> None:
         result = error.status
         if error.reps is not None:
             done = error.reps
+    except Restart:
+        u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
+        u64[_DIRTY] = abi.SYNC_REGS
+        return
     except AddressError:
         # A page of the call vanished or an element named memory that is not there.
         result = status.INVALID_PARAMETER

@@ -15,11 +15,16 @@ from .root_partition import RootPartition
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .address_space import GuestMemory
+    from .child_partition import ChildPartition
+    from .ports import Ports
+    from .root_messages import RootMessages
 
 #: The root partition's id. Not 0 (invalid) and not all ones ("self").
 ROOT_PARTITION_ID = 1
 MAX_VPS = 64
 MAX_LPS = 64
+
+_OBJECTS_OF_PARTITIONS = (hypercalls.STATS_PARTITION, hypercalls.STATS_VP)
 
 
 class Version:
@@ -38,12 +43,17 @@ class Hypervisor:
     """``scheduler`` is hypercalls.SCHEDULER_HYPERVISOR or SCHEDULER_ROOT."""
 
     __slots__ = (
+        "_messages",
+        "_next_id",
+        "_ports",
+        "deposited",
         "kvm",
         "lock",
         "logical_processors",
         "max_lps",
         "max_vps",
         "partitions",
+        "root",
         "scheduler",
         "sleep_state",
         "version",
@@ -60,6 +70,13 @@ class Hypervisor:
         self.max_vps = MAX_VPS
         self.max_lps = MAX_LPS
         self.partitions: dict[int, Partition] = {}
+        self.root: RootPartition
+        #: ids are never used again: messages carry them
+        self._next_id = ROOT_PARTITION_ID + 1
+        #: every page of the root that is in some pool
+        self.deposited: set[int] = set()
+        self._messages: RootMessages | None = None
+        self._ports: Ports | None = None
         #: LP index -> APIC id; LP 0 exists from the start
         self.logical_processors: dict[int, int] = {0: 0}
         #: (sleep state, PM1a SLP_TYP, PM1b SLP_TYP) that the root announced
@@ -69,17 +86,63 @@ class Hypervisor:
         """The root partition on ``memory``; ``owned`` is (GPA, pages) of the block that belongs to the hypervisor."""
         partition = RootPartition(self, ROOT_PARTITION_ID, memory, owned)
         self.partitions[partition.id] = partition
+        self.root = partition
         return partition
+
+    def create_child(self, flags: int, disabled_features: tuple[int, int, int]) -> ChildPartition:
+        """A new child of the root. KvmError when the host has no room for another machine."""
+        from .child_partition import ChildPartition
+
+        child = ChildPartition(self, self._next_id, flags, disabled_features)
+        child.trace = self.root.trace
+        self._next_id += 1
+        self.partitions[child.id] = child
+        return child
+
+    @property
+    def messages(self) -> RootMessages:
+        """Messages to the root; made when children first need it."""
+        if self._messages is None:
+            from .root_messages import RootMessages
+
+            self._messages = RootMessages(self)
+        return self._messages
+
+    @property
+    def ports(self) -> Ports:
+        """Ports and connections of all partitions."""
+        if self._ports is None:
+            from .ports import Ports
+
+            self._ports = Ports(self)
+        return self._ports
+
+    def owns(self, gpn: int, count: int) -> bool:
+        """Whether some of the root's pages gpn .. gpn + count - 1 are the hypervisor's: reserved, or deposited."""
+        return self.root.owned_pages.overlaps(gpn, count) or not self.deposited.isdisjoint(
+            range(gpn, gpn + count)
+        )
 
     def partition(self, caller: Partition, partition_id: int) -> Partition:
         """The partition that a hypercall names: itself, or one of its children. HV_STATUS_INVALID_PARTITION_ID."""
         if partition_id in (hypercalls.SELF, caller.id):
             return caller
+        if caller is self.root:
+            child = self.partitions.get(partition_id)
+            if child is not None:
+                return child
         raise HvError(status.INVALID_PARTITION_ID)
 
+    def forget_statistics(self, partition_id: int) -> None:
+        """The pages of a partition's counters, and of its VPs', go back to the pool that they came from."""
+        name = partition_id.to_bytes(8, "little")
+        statistics = self.root.statistics
+        for key in [key for key in statistics if key[0] in _OBJECTS_OF_PARTITIONS and key[1][:8] == name]:
+            self.root.deposits.release(statistics.pop(key))
+
     def close(self) -> None:
-        """Closes every partition and /dev/kvm."""
-        for partition in self.partitions.values():
+        """Closes every partition, children first, and /dev/kvm."""
+        for partition in reversed(list(self.partitions.values())):
             partition.close()
         self.partitions.clear()
         self.kvm.close()

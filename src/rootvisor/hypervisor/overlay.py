@@ -98,6 +98,10 @@ class OwnedPages:
         """Whether the page number lies in the block."""
         return self._first <= gpn < self._last
 
+    def overlaps(self, gpn: int, count: int) -> bool:
+        """Whether one of the page numbers gpn .. gpn + count - 1 lies in the block."""
+        return gpn < self._last and gpn + count > self._first
+
     @staticmethod
     def needed(vps: int) -> int:
         """Pages for a partition of ``vps`` VPs: hypercall, TSC, and four per VP."""

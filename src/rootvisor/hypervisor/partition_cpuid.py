@@ -90,6 +90,9 @@ def hypervisor_leaves(partition: Partition) -> list[CpuidEntry]:
     """0x40000000 .. 0x40000082. The last ones are all zero on purpose: without them KVM would answer an Intel guest
     with the highest basic leaf, and Linux reads 0x40000082 without looking at the maximum."""
     version = partition.hypervisor.version
+    leaves = [*range(cpuid.VENDOR_AND_MAX, cpuid.ISOLATION + 1), 0x40000080, 0x40000081, 0x40000082]
+    if not partition.privileges and not partition.features:  # it is not to see a hypervisor
+        return [(leaf, 0, 0, 0, 0, 0, 0) for leaf in leaves]
     values: dict[int, tuple[int, int, int, int]] = {
         cpuid.VENDOR_AND_MAX: (cpuid.ISOLATION, *cpuid.VENDOR),
         cpuid.INTERFACE: (cpuid.INTERFACE_SIGNATURE, 0, 0, 0),
@@ -103,5 +106,4 @@ def hypervisor_leaves(partition: Partition) -> list[CpuidEntry]:
         cpuid.RECOMMENDATIONS: (partition.recommendations, 0xFFFFFFFF, 0, 0),
         cpuid.LIMITS: (partition.hypervisor.max_vps, partition.hypervisor.max_lps, 0, 0),
     }
-    leaves = [*range(cpuid.VENDOR_AND_MAX, cpuid.ISOLATION + 1), 0x40000080, 0x40000081, 0x40000082]
     return [(leaf, 0, 0, *values.get(leaf, (0, 0, 0, 0))) for leaf in leaves]

@@ -7,22 +7,23 @@ from struct import unpack_from
 
 from ...tlfs import gpa as tlfs
 from ...tlfs import hypercalls, privileges, status
-from ..child_partition import INITIALIZED, ChildPartition
 from ..errors import HvError
 from ..hypercall_table import TABLE
+from .callers import child_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..child_partition import ChildPartition
     from ..vp import VirtualProcessor
 
 
 def _child(vp: VirtualProcessor, partition_id: int) -> ChildPartition:
-    """The child that is named; the root's own memory is not up for mapping (OPERATION_DENIED)."""
-    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
-    if not isinstance(partition, ChildPartition):
-        raise HvError(status.OPERATION_DENIED)
-    partition.require(INITIALIZED)
-    return partition
+    """The child that is named, which must be initialized; the root's own memory is not up for mapping."""
+    from ..child_partition import INITIALIZED
+
+    child = child_of(vp, partition_id)
+    child.require(INITIALIZED)
+    return child
 
 
 @TABLE.rep(hypercalls.MAP_GPA_PAGES, tlfs.MAP_GPA_PAGES_INPUT, 8, 0, privileges.CREATE_PARTITIONS)

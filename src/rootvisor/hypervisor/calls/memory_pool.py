@@ -12,16 +12,7 @@ from .callers import root_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..partition import Partition
     from ..vp import VirtualProcessor
-
-
-def _deposited(root: Partition) -> set[int]:
-    pages: set[int] = set()
-    for partition in root.hypervisor.partitions.values():
-        pages.update(partition.deposits.free)
-        pages.update(partition.deposits.used)
-    return pages
 
 
 @TABLE.rep(hypercalls.DEPOSIT_MEMORY, hypercalls.DEPOSIT_MEMORY_INPUT, 8, 0, privileges.ACCESS_MEMORY_POOL)
@@ -40,15 +31,17 @@ def deposit_memory(
     caller = root_of(vp)
     target = caller.hypervisor.partition(caller, partition_id)
     pages = unpack_from(f"<{count}Q", elements)[start:]
-    taken = _deposited(caller)
+    deposited = caller.hypervisor.deposited
+    if len(set(pages)) != len(pages):
+        raise HvError(status.INVALID_PARAMETER, start)
     for gpn in pages:
-        if gpn in taken or gpn >> 40 or caller.owned_pages.contains(gpn):
+        if gpn in deposited or gpn >> 40 or caller.owned_pages.contains(gpn):
             raise HvError(status.INVALID_PARAMETER, start)
         try:
             caller.memory.view(gpn << 12, 4096)
         except ValueError:
             raise HvError(status.INVALID_PARAMETER, start) from None
-        taken.add(gpn)
+    deposited.update(pages)
     target.deposits.free.extend(pages)
     return count
 
@@ -64,12 +57,14 @@ def withdraw_memory(
     _proximity: int,
 ) -> int:
     """Gives back pages that are not in use. NO_RESOURCES with the number of pages given when the pool runs out."""
-    pool = vp.partition.hypervisor.partition(vp.partition, partition_id).deposits
+    hypervisor = vp.partition.hypervisor
+    pool = hypervisor.partition(vp.partition, partition_id).deposits
     done = start
     while done < count:
         if not pool.free:
             raise HvError(status.NO_RESOURCES, done)
         gpn = pool.free.pop()
+        hypervisor.deposited.discard(gpn)
         output[done * 8 : done * 8 + 8] = gpn.to_bytes(8, "little")
         done += 1
     return done

@@ -34,8 +34,8 @@ def _check_object(caller: Partition, kind: int, identity: bytes) -> None:
     if kind not in (hypercalls.STATS_PARTITION, hypercalls.STATS_VP):
         raise HvError(status.INVALID_PARAMETER)
     partition = hypervisor.partition(caller, int.from_bytes(identity[0:8], "little"))
-    if kind == hypercalls.STATS_VP and int.from_bytes(identity[8:12], "little") >= len(partition.vps):
-        raise HvError(status.INVALID_VP_INDEX)
+    if kind == hypercalls.STATS_VP:
+        partition.vp(int.from_bytes(identity[8:12], "little"))
 
 
 def _key(kind: int, identity: bytes) -> tuple[int, bytes]:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creation of VPs (TLFS HvCallCreateVp; kernel ``drivers/hv/hv_proc.c:hv_call_create_vp``)."""
+"""Creation and deletion of VPs (TLFS HvCallCreateVp; kernel ``drivers/hv/hv_proc.c:hv_call_create_vp``)."""
 
 from __future__ import annotations
 
+from ...kvm.errors import KvmError
 from ...tlfs import hypercalls, privileges, status
+from ...tlfs import partition_properties as tlfs
 from ..errors import HvError
 from ..hypercall_table import TABLE
+from .callers import child_of, root_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..root_partition import RootPartition
     from ..vp import VirtualProcessor
 
 
@@ -22,17 +26,45 @@ def create_vp(
     _proximity: int,
     flags: int,
 ) -> None:
-    """Announces VP ``vp_index`` of the root; ``flags`` is the LP it stays on.
+    """A VP of a child, or the announcement of one of the root's; then ``flags`` is the LP it stays on.
 
-    INVALID_VP_INDEX: there is no such VP, or it exists; INVALID_LP_INDEX: the LP was not added, or has another APIC.
-    The node fields hold old bytes after a deposit and are not looked at.
+    INVALID_VP_INDEX: there can be no such VP, or it exists; INVALID_LP_INDEX: the LP was not added, or has another
+    APIC; INVALID_PARTITION_STATE: the child is not initialized; NO_RESOURCES: the host has no room for it. The node fields
+    hold old bytes after a deposit and are not looked at.
     """
-    partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
-    if vp_index >= len(partition.vps) or partition.vps[vp_index].created:
+    root = root_of(vp)
+    if root.hypervisor.partition(root, partition_id) is root:
+        _announce(root, vp_index, flags & 0xFFFFFFFF)
+        return
+    from ..child_partition import INITIALIZED
+
+    child = child_of(vp, partition_id)
+    child.require(INITIALIZED)
+    try:
+        child.create_vp(vp_index)
+    except (KvmError, OSError, MemoryError):
+        raise HvError(status.NO_RESOURCES) from None
+
+
+def _announce(root: RootPartition, vp_index: int, lp_index: int) -> None:
+    if vp_index >= len(root.vps) or root.vps[vp_index].created:
         raise HvError(status.INVALID_VP_INDEX)
-    created = partition.vps[vp_index]
-    lp_index = flags & 0xFFFFFFFF
-    if partition.hypervisor.logical_processors.get(lp_index) != created.apic_id:
+    announced = root.vps[vp_index]
+    if root.hypervisor.logical_processors.get(lp_index) != announced.apic_id:
         raise HvError(status.INVALID_LP_INDEX)
-    created.lp_index = lp_index
-    created.created = True
+    announced.lp_index = lp_index
+    announced.created = True
+
+
+@TABLE.simple(hypercalls.DELETE_VP, tlfs.DELETE_VP_INPUT, 0, privileges.CPU_MANAGEMENT)
+def delete_vp(vp: VirtualProcessor, partition_id: int, vp_index: int) -> None:
+    """A child's VP is gone, its state pages are back in the pool. The root's own stay: OPERATION_DENIED."""
+    from ..child_partition import INITIALIZED
+
+    root = root_of(vp)
+    if root.hypervisor.partition(root, partition_id) is root:
+        root.vp(vp_index)
+        raise HvError(status.OPERATION_DENIED)
+    child = child_of(vp, partition_id)
+    child.require(INITIALIZED)
+    child.delete_vp(vp_index)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intercepts that a VMM installs on a child (``HVCALL_INSTALL_INTERCEPT``; the mshv driver passes it through)."""
+
+from __future__ import annotations
+
+from ...tlfs import hypercalls, msrs, privileges, status
+from ...tlfs import intercepts as tlfs
+from ..errors import HvError
+from ..hypercall_table import TABLE
+from .callers import child_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..vp import VirtualProcessor
+
+#: KVM takes 16 ranges in its MSR filter; the first is that of the synthetic MSRs.
+_MSR_LIMIT = 15
+
+
+@TABLE.simple(hypercalls.INSTALL_INTERCEPT, tlfs.INSTALL_INTERCEPT_INPUT, 0, privileges.CREATE_PARTITIONS)
+def install_intercept(
+    vp: VirtualProcessor, partition_id: int, access_mask: int, intercept_type: int, parameter: int
+) -> None:
+    """TLFS HvCallInstallIntercept; an access mask of 0 takes the intercept back.
+
+    INVALID_PARTITION_STATE before INITIALIZE, INVALID_PARAMETER for what is no intercept, FEATURE_UNAVAILABLE for what
+    KVM cannot intercept (exceptions but #BP and #DB, INIT and SIPI, APIC registers), NO_RESOURCES beyond 15 MSRs.
+    """
+    from ..child_partition import INITIALIZED
+
+    child = child_of(vp, partition_id)
+    child.require(INITIALIZED)
+    intercepts = child.intercepts
+    number = parameter & 0xFFFF_FFFF
+    if intercept_type == tlfs.TYPE_MSR_INDEX and number not in intercepts.msrs and access_mask:
+        if len(intercepts.msrs) >= _MSR_LIMIT:
+            raise HvError(status.NO_RESOURCES)
+    intercepts.install(access_mask, intercept_type, parameter)
+    if intercept_type == tlfs.TYPE_MSR_INDEX:
+        child.vm.filter_msrs([(msrs.FIRST, msrs.COUNT), *((one, 1) for one in intercepts.msrs)])

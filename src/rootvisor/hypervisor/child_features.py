@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a child's guest may see of the hypervisor, from the property SYNTHETIC_PROC_FEATURES that its VMM sets.
+
+A VMM asks for what it knows; the guest is offered what is asked for and exists here. The rest is neither advertised in
+CPUID nor there.
+"""
+
+from __future__ import annotations
+
+from ..tlfs import partition_properties as tlfs
+from ..tlfs import privileges
+
+#: Bit of the property -> privileges in CPUID 0x40000003 EBX:EAX.
+_PRIVILEGES = {
+    tlfs.SYNTHETIC_REFERENCE_COUNTER: privileges.ACCESS_PARTITION_REFERENCE_COUNTER,
+    tlfs.SYNTHETIC_SYNIC: privileges.ACCESS_SYNIC_REGS | privileges.POST_MESSAGES,
+    tlfs.SYNTHETIC_APIC_MSRS: privileges.ACCESS_INTR_CTRL_REGS,
+    tlfs.SYNTHETIC_HYPERCALL_MSRS: privileges.ACCESS_HYPERCALL_MSRS,
+    tlfs.SYNTHETIC_VP_INDEX: privileges.ACCESS_VP_INDEX,
+    tlfs.SYNTHETIC_REFERENCE_TSC: privileges.ACCESS_PARTITION_REFERENCE_TSC,
+    tlfs.SYNTHETIC_FREQUENCY: privileges.ACCESS_FREQUENCY_REGS,
+    tlfs.SYNTHETIC_SIGNAL_EVENTS: privileges.SIGNAL_EVENTS,
+    tlfs.SYNTHETIC_VP_REGISTERS: privileges.ACCESS_VP_REGISTERS,
+}
+#: Bit of the property -> features in CPUID 0x40000003 EDX.
+_FEATURES = {
+    tlfs.SYNTHETIC_HYPERCALL_MSRS: privileges.FEATURE_XMM_INPUT,
+    tlfs.SYNTHETIC_FREQUENCY: privileges.FEATURE_FREQUENCY_MSRS,
+    tlfs.SYNTHETIC_FAST_OUTPUT: privileges.FEATURE_XMM_OUTPUT,
+}
+_PRESENT = tlfs.SYNTHETIC_HYPERVISOR_PRESENT | tlfs.SYNTHETIC_HV1
+#: What a VMM can have: property ASSIGNABLE_SYNTHETIC_PROC_FEATURES.
+ASSIGNABLE = _PRESENT
+for _bit in (*_PRIVILEGES, *_FEATURES):
+    ASSIGNABLE |= _bit
+
+
+def privileges_of(synthetic: int) -> int:
+    """Privileges for a value of the property: none unless the hypervisor and its interface are to be seen."""
+    return _sum(_PRIVILEGES, synthetic)
+
+
+def features_of(synthetic: int) -> int:
+    """Features for a value of the property."""
+    return _sum(_FEATURES, synthetic)
+
+
+def _sum(table: dict[int, int], synthetic: int) -> int:
+    if synthetic & _PRESENT != _PRESENT:
+        return 0
+    total = 0
+    for bit, granted in table.items():
+        if synthetic & bit:
+            total |= granted
+    return total
