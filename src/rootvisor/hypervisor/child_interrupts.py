@@ -10,6 +10,8 @@ pins depend on the target's state, and are done by its own thread before it ente
 
 from __future__ import annotations
 
+from struct import Struct
+
 from ..kvm import abi
 from ..kvm.vm import msi_message
 from ..tlfs import ports as tlfs
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .child_partition import ChildPartition
     from .child_vp import ChildVp
 
+#: After the header of a SYNIC_SINT_DELIVERABLE message: the SINTs.
+_DELIVERABLE = Struct("<H6x")
 _DATA_LEVEL = 1 << 15
 _DATA_ASSERT = 1 << 14
 _ADDRESS_LOGICAL = 1 << 2
@@ -149,7 +153,7 @@ class ChildInterrupts:
         self.pending = bool(
             self._extint or self._lint or any(other.synic.notify_sints for other in self._child.vps)
         )
-        return intercepts.sint_deliverable(vp, free) if free else None
+        return intercepts.plain(vp) + _DELIVERABLE.pack(free) if free else None
 
     def _pin(self, vp: ChildVp, pin: int, vector: int) -> None:
         """LINT0 or LINT1 is raised: the local vector table says what that means."""

@@ -36,6 +36,10 @@ ROOT_PRIVILEGES = (
     | privileges.CREATE_PARTITIONS
     | privileges.ACCESS_PARTITION_ID
     | privileges.ACCESS_MEMORY_POOL
+    | privileges.POST_MESSAGES
+    | privileges.SIGNAL_EVENTS
+    | privileges.CREATE_PORT
+    | privileges.CONNECT_PORT
     | privileges.ACCESS_STATS
     | privileges.CPU_MANAGEMENT
 )
