@@ -74,6 +74,7 @@ class FakeVcpu:
         self.event_state = bytearray(64)
         self.activity = 0
         self._xcr0 = 1
+        self.ssp: int | None = 0
         self.committed = 0
         self.filled = 0
         self.reads_of_xsave = 0
@@ -91,6 +92,11 @@ class FakeVcpu:
             return False
         self.msrs[index] = value
         return True
+
+    def shadow_stack_pointer(self, value: int | None = None) -> int | None:
+        if value is not None:
+            self.ssp = value
+        return self.ssp
 
     def xcr0(self) -> int:
         return self._xcr0
@@ -174,6 +180,11 @@ class RootMemory:
         return self.bytes[gpa : gpa + length]
 
 
+class _Interrupts:
+    def notify_sints(self, vp: Any, sints: int) -> None:
+        vp.synic.notify_sints = sints
+
+
 class ParkedVp:
     """What registers, register page, state and CPUID see of a ChildVp."""
 
@@ -190,7 +201,7 @@ class ParkedVp:
             hypervisor=self.hypervisor, id=2, flags=flags, disabled_features=(0, 0, 0), privileges=0, features=0,
             recommendations=0, cpuid_results=CpuidResults(), deposits=DepositPool(), guest_os_id=0,
             hypercall_page=Page(), tsc_page=Page(), reference_time=ReferenceTime(1_000_000_000, 0),
-            crash_parameters=[0] * 5, vm=vm, vps=[self],
+            crash_parameters=[0] * 5, vm=vm, vps=[self], interrupts=_Interrupts(), memory=SimpleNamespace(width=40),
         )  # fmt: skip
         self.vcpu = vcpu if vcpu is not None else FakeVcpu(vm)
         self.index = self.vcpu.index
