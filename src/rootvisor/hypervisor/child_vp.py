@@ -29,7 +29,7 @@ from ..tlfs import msrs, status
 from ..tlfs.messages import MESSAGE_HEADER
 from ..tlfs.msrs import PAGE_GPN_SHIFT
 from ..x86.decoder import decode
-from . import emulated, hypercall_abi, intercepts, memory_access, register_page, string_io
+from . import emulated, hypercall_abi, intercepts, memory_access, register_page, string_io, vp_registers
 from .address_space import write_access
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
@@ -149,10 +149,10 @@ class ChildVp(VirtualProcessor):
         self.resume(root_vp)
 
     def resume(self, root_vp: VirtualProcessor) -> None:
-        """Lets the VP run if neither register suspends it. The register page was absorbed before
-        (:func:`.vp_registers.before_run`)."""
+        """Lets the VP run if neither register suspends it, with what the register page and others have changed."""
         if self.explicit_suspend or self.intercept_suspend or self.running or self.stopping:
             return
+        vp_registers.before_run(self)
         self.root_vp = root_vp
         self.running = True
         if not self._started:
@@ -249,7 +249,10 @@ class ChildVp(VirtualProcessor):
             while not outcome:
                 if interrupts.pending:
                     with lock:
-                        interrupts.before_entry(self)
+                        payload = interrupts.before_entry(self)
+                        if payload is not None:
+                            outcome = self._intercept(tlfs.SYNIC_SINT_DELIVERABLE, payload, again=False)
+                            continue
                 try:
                     ioctl(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
                 except InterruptedError:

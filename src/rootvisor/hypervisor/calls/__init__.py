@@ -11,6 +11,7 @@ def load() -> None:
         device_interrupts,
         gpa_mapping,
         identity,
+        intercepts,
         interrupts,
         ipi,
         logical_processors,

@@ -31,10 +31,10 @@ def install_intercept(
     child = child_of(vp, partition_id)
     child.require(INITIALIZED)
     intercepts = child.intercepts
-    number = parameter & 0xFFFF_FFFF
-    if intercept_type == tlfs.TYPE_MSR_INDEX and number not in intercepts.msrs and access_mask:
-        if len(intercepts.msrs) >= _MSR_LIMIT:
-            raise HvError(status.NO_RESOURCES)
+    of_msr = intercept_type == tlfs.TYPE_MSR_INDEX
+    known = parameter & 0xFFFF_FFFF in intercepts.msrs
+    if of_msr and access_mask and not known and len(intercepts.msrs) >= _MSR_LIMIT:
+        raise HvError(status.NO_RESOURCES)
     intercepts.install(access_mask, intercept_type, parameter)
-    if intercept_type == tlfs.TYPE_MSR_INDEX:
+    if of_msr:
         child.vm.filter_msrs([(msrs.FIRST, msrs.COUNT), *((one, 1) for one in intercepts.msrs)])
