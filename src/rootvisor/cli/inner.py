@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that is the machine: started by `launch` as `python -I -S inner.py DESCRIPTION [debug]`.
+"""The process that is the machine: started by `launch` as `python -I -S inner.py PACKAGES DESCRIPTION [debug]`.
 
 It runs without site packages, and imports nothing before it has to: this is the start of the boot path, and
 in the appliance every import costs ten times as much. The description is marshal data, because importing json
-costs 10 ms here and 100 ms there; marshal is built in and both ends are the same interpreter.
+costs 10 ms here and 100 ms there; marshal is built in and both ends are the same interpreter. PACKAGES is the folder of
+third-party packages, searched last: only child partitions need one (see `rootvisor.x86`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ signal(SIGINT, lambda _number, _frame: _exit(130))
 def main() -> int:
     """Read the description, run the machine, return the exit status; an unexpected error becomes one line."""
     sys.path.insert(0, __file__.rsplit("/", 3)[0])
-    with open(sys.argv[1], "rb") as file:
+    if sys.argv[1]:
+        sys.path.append(sys.argv[1])
+    with open(sys.argv[2], "rb") as file:
         description = marshal.loads(file.read())
     try:
         from rootvisor.machine.main import run
@@ -29,7 +32,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if "debug" in sys.argv[2:]:
+        if "debug" in sys.argv[3:]:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         sys.stderr.write(f"rootvisor: internal error: {text}; run with --debug for the traceback\n")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rootvisor.cli.description import RunDescription
@@ -77,7 +78,13 @@ def run_with_streams(plan: RunPlan, streams: Streams) -> int:
 def inner_argv(description_path: str, debug: bool) -> list[str]:
     """Command line of the process that is the machine."""
     script = source_root() / "rootvisor" / "cli" / "inner.py"
-    return [*python_argv(), str(script), description_path, *(["debug"] if debug else [])]
+    return [*python_argv(), str(script), _packages(), description_path, *(["debug"] if debug else [])]
+
+
+def _packages() -> str:
+    """The folder of the packages that the machine needs, or an empty string; it runs without site packages."""
+    package = find_spec("iced_x86")
+    return str(Path(package.origin).parents[1]) if package is not None and package.origin else ""
 
 
 def encode(description: RunDescription) -> bytes:

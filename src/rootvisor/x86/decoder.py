@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PACKAGE, _EXTENSION = "iced_x86", "_iced_x86_py"
+
 #: Most bytes of one instruction.
 LONGEST = 15
 #: Decoded instructions that are remembered, by their bytes.
@@ -50,25 +52,24 @@ _MASKS = (0xFFFF_FFFF_FFFF_FFFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
 #: XSAVE and XRSTOR have a size that the instruction does not tell: up to here (AVX-512).
 _XSAVE_SIZE = 2688
 
-#: The file of the extension module, where the interpreter runs without site packages; found by import if empty.
-extension = ""
 _library: Any = None
 _info: Any = None
 _cache: dict[tuple[bytes, int], Instruction | None] = {}
 
 
 def load() -> Any:
-    """The extension module of iced-x86. ImportError if it is not there."""
+    """The extension module of iced-x86, without the package around it. ImportError if it is not there."""
     global _library, _info
     if _library is None:
-        if extension:
-            from importlib.machinery import ExtensionFileLoader, ModuleSpec
+        from importlib.machinery import PathFinder
 
-            loader = ExtensionFileLoader("iced_x86._iced_x86_py", extension)
-            library = loader.create_module(ModuleSpec(loader.name, loader, origin=extension))
-            loader.exec_module(library)
-        else:
-            from iced_x86 import _iced_x86_py as library
+        package = PathFinder.find_spec(_PACKAGE)
+        folders = package.submodule_search_locations if package is not None else None
+        spec = PathFinder.find_spec(f"{_PACKAGE}.{_EXTENSION}", folders) if folders else None
+        if spec is None or spec.loader is None:
+            raise ImportError("the iced-x86 package is missing, which decodes the instructions of child partitions")
+        library: Any = spec.loader.create_module(spec)
+        spec.loader.exec_module(library)
         _info = library.InstructionInfoFactory()
         _library = library
     return _library
