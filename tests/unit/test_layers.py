@@ -28,6 +28,7 @@ EVERYTHING = frozenset(
         "kernels",
         "kvm",
         "machine",
+        "mshv",
         "pci",
         "peers",
         "tlfs",
@@ -45,6 +46,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "boot": frozenset(),
     "kernels": frozenset(),
     "trace": frozenset({"tlfs"}),
+    "mshv": frozenset({"tlfs"}),
     "x86": frozenset(),
     "hypervisor": frozenset({"tlfs", "kvm", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
@@ -81,7 +83,7 @@ SLOW_MODULES = frozenset(
 )
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
-BOOT_PATH_PACKAGES = frozenset({"tlfs", "kvm", "hypervisor", "pci", "virtio", "machine"})
+BOOT_PATH_PACKAGES = frozenset({"tlfs", "kvm", "hypervisor", "pci", "virtio", "machine", "mshv"})
 
 
 @dataclass(frozen=True)
