@@ -301,7 +301,8 @@ def table(vp: ChildVp, registered: bool = True) -> Table:
     result[0xB, 1] = [0, 0, 1, vp.apic_id]
     for leaf, _index, _flags, *words in partition_cpuid.hypervisor_leaves(child):
         result[leaf, 0] = words
-        result[1, 0][2] |= _HYPERVISOR
+        if any(words):
+            result[1, 0][2] |= _HYPERVISOR
     if registered:
         child.cpuid_results.apply(vp.index, result)
         _correct(child, result, xsave)

@@ -17,7 +17,7 @@ from ..kvm import abi
 from ..kvm.errors import KvmError
 from ..tlfs import registers as names
 from ..tlfs import status
-from . import child_cpuid, register_page, segments, synthetic_registers, vp_events
+from . import child_cpuid, register_page, segments, synthetic_registers, vp_events, vp_reset
 from .errors import GeneralProtection, HvError
 from .fpu_image import FpuImage
 
@@ -176,6 +176,21 @@ def _msr(index: int) -> tuple[Get, Set]:
     return read, write
 
 
+def _get_ssp(vp: ChildVp) -> int:
+    value = vp.vcpu.shadow_stack_pointer()
+    if value is None:
+        raise HvError(status.INVALID_PARAMETER)
+    return value
+
+
+def _set_ssp(vp: ChildVp, value: int) -> None:
+    child_cpuid.ensure(vp)
+    if vp.vcpu.shadow_stack_pointer() is None:
+        raise HvError(status.INVALID_PARAMETER)
+    if vp.vcpu.shadow_stack_pointer(value & _MASK64) is None:
+        raise HvError(status.INVALID_REGISTER_VALUE)
+
+
 def _get_activity(vp: ChildVp) -> int:
     vcpu = vp.vcpu
     try:
@@ -224,7 +239,7 @@ def _set_deliverability(vp: ChildVp, value: int) -> None:
         raise HvError(status.INVALID_PARAMETER)
     if value & ~(0xFFFF << names.DELIVERABILITY_SINTS_SHIFT):
         raise HvError(status.INVALID_REGISTER_VALUE)
-    vp.synic.notify_sints = value >> names.DELIVERABILITY_SINTS_SHIFT
+    vp.partition.interrupts.notify_sints(vp, value >> names.DELIVERABILITY_SINTS_SHIFT)
 
 
 def _general(slot: int) -> Set:
@@ -297,6 +312,7 @@ def _build() -> None:
         both(names.DR0 + number, _debug(index))
     for name, msr in _msrs().items():
         both(name, _msr(msr))
+    both(names.SSP, (_get_ssp, _set_ssp))
     both(names.PENDING_INTERRUPTION, (vp_events.pending_interruption, vp_events.set_pending_interruption))
     both(names.INTERRUPT_STATE, (vp_events.interrupt_state, vp_events.set_interrupt_state))
     both(names.PENDING_EVENT0, (vp_events.pending_event0, vp_events.set_pending_event0))
@@ -342,8 +358,6 @@ def _set_explicit_suspend(vp: ChildVp, value: int, root_vp: VirtualProcessor) ->
         if ran:
             register_page.refresh(vp)
     elif vp.explicit_suspend:
-        if not vp.intercept_suspend:
-            before_run(vp)
         vp.clear_explicit_suspend(root_vp)
 
 
@@ -351,8 +365,6 @@ def _set_intercept_suspend(vp: ChildVp, value: int, root_vp: VirtualProcessor) -
     if value & ~1 or (value and not vp.intercept_suspend):  # only an intercept sets it
         raise HvError(status.INVALID_REGISTER_VALUE)
     if not value and vp.intercept_suspend:
-        if not vp.explicit_suspend:
-            before_run(vp)
         vp.clear_intercept_suspend(root_vp)
 
 
@@ -425,17 +437,23 @@ def set(vp: ChildVp, name: int, value: int, root_vp: VirtualProcessor) -> None:
 
 
 def reset(vp: ChildVp) -> None:
-    """A new VP's state: architectural reset, APs waiting for SIPI, all local vector table entries masked."""
+    """A new VP's state: architectural reset, APs waiting for SIPI, all local vector table entries masked.
+
+    The processor may have served a VP that was deleted; its CPUID then stays what it was.
+    """
     vp.stored = StoredState()
     vcpu = vp.vcpu
     vcpu.vm.enable_capability(abi.CAP_EXCEPTION_PAYLOAD, 1)
     # KVM unmasks LINT0 of the boot processor, at every INIT too.
     vcpu.vm.enable_capability(abi.CAP_DISABLE_QUIRKS, abi.QUIRK_LINT0_REENABLED | abi.QUIRK_OUT_7E_INC_RIP)
     vcpu.enable_capability(abi.CAP_ENFORCE_PV_FEATURE_CPUID, 1)
-    child_cpuid.ensure(vp)
-    lapic = vcpu.lapic()
-    lapic[_LAPIC_LVT0 : _LAPIC_LVT0 + 4] = _LVT_MASKED.to_bytes(4, "little")
-    vcpu.set_lapic(lapic)
+    if vcpu.has_run:
+        vp_reset.reset(vp)
+    else:
+        child_cpuid.ensure(vp)
+        lapic = vcpu.lapic()
+        lapic[_LAPIC_LVT0 : _LAPIC_LVT0 + 4] = _LVT_MASKED.to_bytes(4, "little")
+        vcpu.set_lapic(lapic)
     vcpu.set_mp_state(abi.MP_STATE_UNINITIALIZED if vp.index else abi.MP_STATE_RUNNABLE)
     vcpu.fill_sync_area()
     vp.u64[_RDX] = child_cpuid.signature(vp)
@@ -444,9 +462,10 @@ def reset(vp: ChildVp) -> None:
 
 
 def before_run(vp: ChildVp) -> None:
-    """Everything that a parked VP must have before KVM_RUN: called when it is resumed."""
+    """Everything that a parked VP must have before KVM_RUN: ChildVp.resume calls it."""
     register_page.absorb(vp)
     stored = vp.stored
+    vp.vcpu.has_run = True
     if stored.cpuid_stale:
         child_cpuid.ensure(vp)
     stored.cpuid_final = True

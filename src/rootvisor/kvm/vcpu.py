@@ -11,6 +11,7 @@ from fcntl import ioctl
 
 from . import abi
 from .errors import ioctl_error
+from .memory import PAGE, SharedMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,13 +32,15 @@ _CONTROL = {"cr0": 224, "cr2": 232, "cr3": 240, "cr4": 248, "cr8": 256, "efer": 
 class Vcpu:
     """One KVM processor. ``u8/u16/u32/u64`` are views of ``struct kvm_run`` in units of that width."""
 
-    __slots__ = ("_map", "fd", "index", "thread", "u8", "u16", "u32", "u64", "vm")
+    __slots__ = ("_map", "fd", "has_run", "index", "thread", "u8", "u16", "u32", "u64", "vm")
 
     def __init__(self, vm: Vm, index: int, fd: int) -> None:
         self.vm = vm
         self.index = index
         self.fd = fd
         self.thread = 0
+        #: KVM takes no other CPUID from then on; set by whoever runs it
+        self.has_run = False
         self._map = mmap.mmap(fd, vm.kvm.run_size)
         self.u8 = memoryview(self._map)
         self.u16 = self.u8.cast("H")
@@ -115,6 +118,20 @@ class Vcpu:
         if self.ioctl(abi.KVM_GET_MSRS, buffer) != 1:
             return None
         return int.from_bytes(buffer[16:24], "little")
+
+    def shadow_stack_pointer(self, value: int | None = None) -> int | None:
+        """Reads the shadow stack pointer, or stores ``value``; None when KVM has none, or does not take the value."""
+        memory = SharedMemory("register", PAGE)
+        try:
+            if value is not None:
+                memory.view[:8] = value.to_bytes(8, "little")
+            request = bytearray(struct.pack("<QQ", abi.REG_GUEST_SSP, memory.address))
+            ioctl(self.fd, abi.KVM_GET_ONE_REG if value is None else abi.KVM_SET_ONE_REG, request)
+            return int.from_bytes(memory.view[:8], "little")
+        except OSError:
+            return None
+        finally:
+            memory.close()
 
     def xcr0(self) -> int:
         """XCR0 as KVM believes it to be (KVM_GET_XCRS); 1 where the processor has no XSAVE."""

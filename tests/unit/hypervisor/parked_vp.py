@@ -10,6 +10,7 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
+from rootvisor.hypervisor import vp_registers
 from rootvisor.hypervisor.child_cpuid import CpuidResults
 from rootvisor.hypervisor.deposits import DepositPool
 from rootvisor.hypervisor.reference_time import ReferenceTime
@@ -75,6 +76,7 @@ class FakeVcpu:
         self.activity = 0
         self._xcr0 = 1
         self.ssp: int | None = 0
+        self.has_run = False
         self.committed = 0
         self.filled = 0
         self.reads_of_xsave = 0
@@ -239,5 +241,6 @@ class ParkedVp:
 
     def resume(self, root_vp: Any) -> None:
         if not self.explicit_suspend and not self.intercept_suspend:
+            vp_registers.before_run(self)  # type: ignore[arg-type]
             self.running = True
             self.resumed_by = root_vp

@@ -121,10 +121,10 @@ def test_the_vps_own_beats_any_whichever_comes_first(vp: Any) -> None:
 
 
 def test_a_named_subleaf_beats_every_subleaf(vp: Any) -> None:
-    register(vp, 0, 7, 1, (0xAA, 0, 0, 0))
+    register(vp, 0, 7, 1, (0x80, 0, 0, 0))
     register(vp, 0, 7, None, (0xBB, 0, 0, 0))
     assert words(vp, 7)[0] == 0xBB
-    assert words(vp, 7, 1)[0] == 0xAA
+    assert words(vp, 7, 1)[0] == 0x80
 
 
 def test_a_later_registration_replaces_the_earlier(vp: Any) -> None:
@@ -185,3 +185,20 @@ def test_values_follow_the_processors_state(vp: Any) -> None:
     assert child_cpuid.value(vp, known, 0xB, 7, 1, 0) == (0, 0, 7, 0)
     assert child_cpuid.value(vp, known, 0x7777, 0, 1, 0) == (0, 0, 0, 0)
     assert child_cpuid.value(vp, known, 0x80000001, 5, 1, 0)[0] == 0xA20F12
+
+
+def test_registered_state_components_are_those_that_there_is_room_for(vp: Any) -> None:
+    register(vp, 0, 0xD, 0, (0x602E7, 0x988, 0x2B00, 1))
+    register(vp, 0, 0xD, 17, (64, 2752, 0, 0))
+    register(vp, 0, 7, 0, ONES)
+    table = child_cpuid.table(vp)
+    assert table[0xD, 0][0] == 0x207
+    assert table[0xD, 0][3] == 0
+    assert (0xD, 17) not in table
+    assert not table[7, 0][1] >> 16 & 1
+
+
+def test_address_widths_are_those_of_the_partition(vp: Any) -> None:
+    assert words(vp, 0x80000008)[0] == 0x3028
+    register(vp, 0, 0x80000008, None, (0x2E27, 0, 0, 0), (0xFFFF, 0, 0, 0))
+    assert words(vp, 0x80000008)[0] == 0x3027

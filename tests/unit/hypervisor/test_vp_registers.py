@@ -99,7 +99,6 @@ KEPT: dict[int, int] = {
     **{names.GUEST_CRASH_P0 + n: 0xC0DE + n for n in range(5)},
     names.DISPATCH_SUSPEND: 1,
 }
-KEPT.pop(names.SSP)  # no MSR
 READ_ONLY = (names.VP_INDEX, names.SVERSION, names.VP_RUNTIME, names.VP_ROOT_SIGNAL_COUNT, names.GUEST_CRASH_CTL,
              names.HYPERVISOR_VERSION, names.PRIVILEGES_AND_FEATURES_INFO)  # fmt: skip
 
@@ -114,7 +113,6 @@ def test_every_name_of_the_contract_is_here() -> None:
     known = set(KEPT) | set(READ_ONLY) | {names.EXPLICIT_SUSPEND, names.INTERCEPT_SUSPEND, names.MTRR_CAP}
     named = {number for number in names._NAMES if number < 0x90000}
     assert named - known <= {
-        names.SSP,
         *range(names.FEATURES_INFO, names.GUEST_CRASH_P0),
     }
 
@@ -168,7 +166,14 @@ def test_an_msr_that_kvm_lacks_is_an_unknown_name(vp: Any) -> None:
     assert refused(vp, names.U_CET, 0) == status.INVALID_PARAMETER
 
 
-@pytest.mark.parametrize("name", [0x40001, 0x80018, 0x80048, 0x9FFFF, 0xA0016, 0xB0008, 0xFFFFFFFF])
+def test_a_processor_without_shadow_stacks_has_no_pointer(vp: Any) -> None:
+    vp.vcpu.ssp = None
+    assert refused(vp, names.SSP) == status.INVALID_PARAMETER
+    vp.vcpu.shadow_stack_pointer = lambda value=None: None
+    assert refused(vp, names.SSP, 0) == status.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize("name", [0x40006, 0x80018, 0x80048, 0x9FFFF, 0xA0016, 0xB0008, 0xFFFFFFFF])
 def test_a_name_that_is_not_there_is_an_invalid_parameter(vp: Any, name: int) -> None:
     assert refused(vp, name) == status.INVALID_PARAMETER
     assert refused(vp, name, 0) == status.INVALID_PARAMETER
@@ -217,7 +222,7 @@ def test_a_running_vp_has_only_what_needs_no_processor(vp: Any) -> None:
         names.EXPLICIT_SUSPEND, names.INTERCEPT_SUSPEND, names.VP_ROOT_SIGNAL_COUNT, names.SINT0, names.VP_INDEX,
     ):  # fmt: skip
         get(vp, name)
-    assert refused(vp, 0x40001) == status.INVALID_PARAMETER
+    assert refused(vp, 0x40006) == status.INVALID_PARAMETER
 
 
 def test_the_vp_runs_when_both_suspend_registers_are_zero(vp: Any) -> None:
@@ -328,7 +333,7 @@ def test_packed_segments_are_those_read_one_by_one() -> None:
 def test_random_values_of_random_names_never_do_more_than_raise_a_status() -> None:
     rng = random.Random(5)
     vp: Any = ParkedVp()
-    known = [*KEPT, *READ_ONLY, names.SSP, 0x40001, 0x12345]
+    known = [*KEPT, *READ_ONLY, 0x40006, 0x12345]
     for _ in range(5000):
         name = rng.choice(known)
         try:

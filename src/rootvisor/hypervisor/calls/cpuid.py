@@ -62,7 +62,7 @@ def register_intercept_result(
     if kind != tlfs.INTERCEPT_TYPE_CPUID or specific > 1 or always > 1:
         raise HvError(status.INVALID_PARAMETER)
     if vp_index == VP_INDEX_ANY:
-        targets: list[ChildVp] = list(child.vps)  # type: ignore[arg-type]
+        targets: list[ChildVp] = list(child.vps)
     else:
         targets = [child.vp(vp_index)]
     for target in targets:
