@@ -62,6 +62,10 @@ def reset(vp: ChildVp) -> None:
         pack_into("<I", lapic, at, _LVT_MASKED)
     vcpu.set_lapic(lapic)
     image = bytearray(4096)
+    vcpu.xsave(image)
+    mxcsr_mask = image[28:32]
+    image[:] = bytes(4096)
+    image[28:32] = mxcsr_mask
     pack_into("<H", image, 0, 0x37F)
     pack_into("<I", image, 24, 0x1F80)
     pack_into("<Q", image, 512, 3)

@@ -231,6 +231,7 @@ def _set_xsave(vp: ChildVp, data: bytes) -> None:
         raise HvError(status.INVALID_REGISTER_VALUE)
     fresh = bytearray(SIZE)
     fresh[:XSTATE_BV] = data[:XSTATE_BV]
+    fresh[MXCSR_MASK : MXCSR_MASK + 4] = image[MXCSR_MASK : MXCSR_MASK + 4]  # the processor's, not the guest's
     _U64.pack_into(fresh, XSTATE_BV, present)
     at = tlfs.XSAVE_LEGACY_SIZE + tlfs.XSAVE_HEADER_SIZE
     known = child_cpuid.xsave_components(vp.partition.hypervisor)

@@ -137,7 +137,8 @@ def test_xsave_is_compacted(vp: Any) -> None:
     assert struct.unpack_from("<QQ", state, 512) == (0x207, 0x207 | 1 << 63)
     assert state[576:832] == standard[576:832]
     assert state[832:] == b"PKRUpkru"
-    vp.vcpu.image = bytearray(4096)
+    vp.vcpu.image[:28] = bytes(28)
+    vp.vcpu.image[32:] = bytes(4064)
     vp.stored.fpu.forget()
     vp_state.set_state(vp, tlfs.XSAVE, state)
     assert vp.vcpu.image == standard
