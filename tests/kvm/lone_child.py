@@ -38,6 +38,7 @@ from rootvisor.kvm.memory import SharedMemory
 from rootvisor.kvm.system import Kvm
 from rootvisor.tlfs import gpa as gpa_flags
 from rootvisor.tlfs import msrs, privileges
+from tests.unit.hypervisor.parked_vp import RunningTime
 
 RAM = 8 << 20
 MAPPED = 4 << 20
@@ -98,11 +99,8 @@ class Doorbells:
 class StandIn(SimpleNamespace):
     """What a ChildVp sees of a ChildPartition."""
 
-    def end_with_defect(self, error: BaseException) -> None:
+    def vp_failed(self, vp: ChildVp, error: BaseException) -> None:
         self.defect = error
-
-    def end(self, how: str, detail: str = "") -> None:
-        self.defect = RuntimeError(f"{how}: {detail}")
 
 
 class LoneChild:
@@ -132,7 +130,7 @@ class LoneChild:
             cpuid_results=CpuidResults(), deposits=DepositPool(), guest_os_id=0, crash_parameters=[0] * 5,
             reference_time=ReferenceTime(1_000_000_000, 0), tsc_invariant=0, apic_hz=1_000_000_000,
             intercepts=InstalledIntercepts(), doorbells=self.doorbells, unimplemented_msr_action=0, defect=None,
-            trace=None,
+            trace=None, held=0, pinned=0, time=RunningTime(),
         )  # fmt: skip
         self.partition = partition
         self.partition.interrupts = ChildInterrupts(self.partition)
@@ -194,7 +192,7 @@ class LoneChild:
         first = (gpa if page is None else page) >> 12
         flags = gpa_flags.MAP_READABLE | (gpa_flags.MAP_WRITABLE if writable else 0)
         with self.lock:
-            self.memory.map(gpa >> 12, size >> 12, flags, range(first, first + (size >> 12)))
+            self.memory.map(gpa >> 12, size >> 12, flags, tuple(range(first, first + (size >> 12))))
 
     def no_access(self, gpa: int, size: int = 4096) -> None:
         with self.lock:
