@@ -32,8 +32,9 @@ _DATA_LEVEL = 1 << 15
 _DATA_ASSERT = 1 << 14
 _ADDRESS_LOGICAL = 1 << 2
 _ADDRESS_ALL = 0xFF << 12
-#: Pins that KVM leaves to us: one per vector, so that the route of a vector is its own GSI.
-_VECTORS = 256
+_FIRST_VECTOR = 16
+#: Pins that KVM leaves to us, one per vector; ``kvm_arch.nr_reserved_ioapic_pins`` is a u8, so that 256 were none.
+_PINS = 256 - _FIRST_VECTOR
 _MESSAGES_REMEMBERED = 1024
 _LVT_LINT = (0x350, 0x360)
 _LVT_MASKED = 1 << 16
@@ -61,7 +62,7 @@ class ChildInterrupts:
 
     def create_irqchip(self) -> None:
         """The local APICs; before the first VP."""
-        self._child.vm.create_split_irqchip(_VECTORS)
+        self._child.vm.create_split_irqchip(_PINS)
 
     # --- the root's calls ---------------------------------------------------------------------------------------------
     def assert_interrupt(self, interrupt_type: int, control: int, destination: int, vector: int) -> None:
@@ -76,7 +77,7 @@ class ChildInterrupts:
         self.asserted += 1
         level = control & tlfs.INTERRUPT_LEVEL
         if interrupt_type <= tlfs.INTERRUPT_LOWEST_PRIORITY:
-            if vector < 16:
+            if vector < _FIRST_VECTOR:
                 raise HvError(status.INVALID_PARAMETER)
             if level:
                 self._level.add(vector)
@@ -89,6 +90,8 @@ class ChildInterrupts:
             return
         elif interrupt_type not in (tlfs.INTERRUPT_NMI, tlfs.INTERRUPT_INIT, tlfs.INTERRUPT_SIPI):
             raise HvError(status.INVALID_PARAMETER)
+        if destination >> 32:
+            return
         key = (interrupt_type, control & 3, destination, vector)
         message = self._messages.get(key)
         if message is None:
@@ -104,7 +107,7 @@ class ChildInterrupts:
 
     def _route(self, vector: int) -> None:
         self._routed.add(vector)
-        self._child.vm.set_msi_route(vector, (MSI_BASE | _ADDRESS_ALL, vector | _DATA_LEVEL))
+        self._child.vm.set_msi_route(vector - _FIRST_VECTOR, (MSI_BASE | _ADDRESS_ALL, vector | _DATA_LEVEL))
 
     def _for_thread(self, interrupt_type: int, control: int, destination: int, vector: int) -> None:
         for vp in self._child.vps:
@@ -177,7 +180,6 @@ class ChildInterrupts:
 
 
 def _message(interrupt_type: int, control: int, destination: int, vector: int) -> bytearray:
-    destination &= 0xFFFFFFFF
     address = MSI_BASE | (destination & 0xFF) << 12 | (destination & 0xFFFFFF00) << 32
     if control & tlfs.INTERRUPT_LOGICAL:
         address |= _ADDRESS_LOGICAL

@@ -85,9 +85,7 @@ class Vm:
         import ctypes
 
         bitmap = ctypes.create_string_buffer(size)
-        self.ioctl(
-            abi.KVM_GET_DIRTY_LOG, bytearray(struct.pack("<IIQ", slot, 0, ctypes.addressof(bitmap)))
-        )
+        self.ioctl(abi.KVM_GET_DIRTY_LOG, bytearray(struct.pack("<IIQ", slot, 0, ctypes.addressof(bitmap))))
         return bitmap.raw
 
     # --- capabilities ---------------------------------------------------------------------------------------------
@@ -130,7 +128,7 @@ class Vm:
     def create_split_irqchip(self, reserved: int) -> None:
         """In-kernel local APICs only, before the first processor. Interrupts arrive as messages; KVM_EXIT_IOAPIC_EOI
         tells of the EOI of a vector that has a level-triggered route (:meth:`set_msi_route`) on a GSI below
-        ``reserved`` (``arch/x86/kvm/irq.c:kvm_scan_ioapic_routes``).
+        ``reserved``, at most 255 (``arch/x86/kvm/irq.c:kvm_scan_ioapic_routes``).
 
         Destinations have 32 bits, 31:8 of them in the upper address half; KVM_GET_LAPIC gives x2APIC ids in full.
         """
