@@ -34,6 +34,12 @@ _FIRST = Struct("<HBxI8Q")
 _REST = Struct("<10Q")
 _GENERAL = Struct("<8Q")
 _DIRTY = Struct("<I")
+_DIRTY_REGS = abi.RUN_DIRTY_REGS // 8
+_NOT_GENERAL = abi.SYNC_SREGS | abi.SYNC_EVENTS
+#: Two words of ``struct kvm_vcpu_events``: exception, then interrupt (injected, nr, soft, shadow) and NMI (injected,
+#: pending, masked).
+_EVENTS = abi.SYNC_EVENTS_AT // 8
+_INJECTED_SHADOW_MASKED = 0x00FF_00FF_FF00_00FF
 #: R8-R15, RIP and RFLAGS lie in the same order here and in ``struct kvm_regs``.
 _UPPER_PAGE = slice(names.PAGE_GENERAL + 64, names.PAGE_RFLAGS + 8)
 _UPPER_RUN = slice(abi.SYNC_REGS_AT + 64, abi.SYNC_REGS_AT + 144)
@@ -45,13 +51,16 @@ def refresh(vp: ChildVp) -> None:
     """The VP has just stopped: fills the page. What was known of its FPU state is forgotten."""
     stored = vp.stored
     stored.fpu.forget()
-    stored.dr7 = None
-    stored.xcr0 = None
+    stored.dr7 = stored.xcr0 = None
+    stored.page_filled = False
     fill(vp)
 
 
 def fill(vp: ChildVp) -> None:
-    """Fills the page of a VP that is parked; no-op without a page."""
+    """Fills the page of a VP that is parked; no-op without a page.
+
+    When it has been filled since the VP stopped, and only general registers were changed, only they are written.
+    """
     page = vp.register_page
     if page is None:
         return
@@ -63,16 +72,30 @@ def fill(vp: ChildVp) -> None:
         u64[_RAX], u64[_RCX], u64[_RDX], u64[_RBX], u64[_RSP], u64[_RBP], u64[_RSI], u64[_RDI],
     )  # fmt: skip
     page[_UPPER_PAGE] = u8[_UPPER_RUN]
+    if (
+        stored.page_filled
+        and not u64[_DIRTY_REGS] & _NOT_GENERAL
+        and not stored.fpu.changed
+        and stored.dr7 is not None
+        and stored.xcr0 is not None
+    ):
+        return
+    stored.page_filled = True
     page[_XMM] = stored.fpu.load(vp)[_IMAGE_XMM]
     page[_SEGMENTS] = segments.pack_user_segments(u8)
     if stored.dr7 is None:
-        stored.dr7 = int.from_bytes(vp.vcpu.debug_registers()[40:48], "little")
+        stored.dr7 = vp.vcpu.dr7()
     if stored.xcr0 is None:
-        stored.xcr0 = vp.vcpu.xcr0()
+        # Only who may use XSETBV can have changed it.
+        stored.xcr0 = vp.vcpu.xcr0() if vp.partition.hypervisor.root.xsave else 1
+    if u64[_EVENTS] & 0xFF or u64[_EVENTS + 1] & _INJECTED_SHADOW_MASKED:
+        interruption, state = vp_events.pending_interruption(vp), vp_events.interrupt_state(vp)
+    else:
+        interruption = state = 0
     _REST.pack_into(
         page, names.PAGE_CR0,
         u64[_CR0], u64[_CR3], u64[_CR4], u64[_CR8], u64[_EFER], stored.dr7,
-        vp_events.pending_interruption(vp), vp_events.interrupt_state(vp), 0, stored.xcr0,
+        interruption, state, 0, stored.xcr0,
     )  # fmt: skip
 
 

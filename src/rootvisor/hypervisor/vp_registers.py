@@ -66,6 +66,7 @@ class StoredState:
         "dispatch_suspend",
         "dr7",
         "fpu",
+        "page_filled",
         "root_signals",
         "state_pages",
         "stimers",
@@ -83,6 +84,8 @@ class StoredState:
         #: VP state pages: type (tlfs.vp_state.PAGE_*) -> page of the child's pool
         self.state_pages: dict[int, int] = {}
         self.fpu = FpuImage()
+        #: the register page has been filled since the VP stopped
+        self.page_filled = False
         #: as long as the VP is parked and nobody has changed them
         self.dr7: int | None = None
         self.xcr0: int | None = None
@@ -263,6 +266,8 @@ def _stimer(index: int) -> tuple[Get, Set]:
 # --- the tables ---------------------------------------------------------------------------------------------------
 #: 64-bit registers of the sync area: name -> index in ``vp.u64``. Read them without a call where many are read.
 SLOTS: dict[int, int] = {}
+#: RAX to R15, which can be written like this too (and marked, abi.SYNC_REGS).
+GENERAL: dict[int, int] = {}
 #: The others, and how all are written. Only while the VP is parked.
 _GET: dict[int, Get] = {}
 _SET: dict[int, Set] = {}
@@ -274,8 +279,9 @@ def _build() -> None:
          "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags")
     ):  # fmt: skip
         slot = _REGS + abi.REGS.index(register)
-        SLOTS[names.RAX + number] = slot
+        SLOTS[names.RAX + number] = GENERAL[names.RAX + number] = slot
         _SET[names.RAX + number] = _general(slot)
+    del GENERAL[names.RIP], GENERAL[names.RFLAGS]
     _SET[names.RIP] = _set_rip
     _SET[names.RFLAGS] = _set_rflags
     wide = ~_MASK64
@@ -470,6 +476,7 @@ def before_run(vp: ChildVp) -> None:
         child_cpuid.ensure(vp)
     stored.cpuid_final = True
     stored.timer_count = stored.dr7 = stored.xcr0 = None
+    stored.page_filled = False
     stored.fpu.leave(vp)
     u64 = vp.u64
     dirty = u64[_DIRTY]

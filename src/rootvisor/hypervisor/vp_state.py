@@ -32,7 +32,7 @@ _CURRENT_COUNT = 0x390
 _APIC_BASE = (abi.SYNC_SREGS_AT + abi.SREGS_APIC_BASE) // 8
 _CR8 = (abi.SYNC_SREGS_AT + abi.SREGS_CR8) // 8
 _APIC_ENABLED, _X2APIC = 1 << 11, 1 << 10
-_LEGACY_BITS = 3
+_MXCSR_MASK = slice(MXCSR_MASK, MXCSR_MASK + 4)
 
 
 def get_state(vp: ChildVp, kind: int) -> bytes:
@@ -226,12 +226,12 @@ def _set_xsave(vp: ChildVp, data: bytes) -> None:
     child_cpuid.ensure(vp)
     fpu = vp.stored.fpu
     image = fpu.load(vp)
-    mask = int.from_bytes(image[MXCSR_MASK : MXCSR_MASK + 4], "little") or 0xFFBF
+    mask = int.from_bytes(image[_MXCSR_MASK], "little") or 0xFFBF
     if int.from_bytes(data[MXCSR : MXCSR + 4], "little") & ~mask:
         raise HvError(status.INVALID_REGISTER_VALUE)
     fresh = bytearray(SIZE)
     fresh[:XSTATE_BV] = data[:XSTATE_BV]
-    fresh[MXCSR_MASK : MXCSR_MASK + 4] = image[MXCSR_MASK : MXCSR_MASK + 4]  # the processor's, not the guest's
+    fresh[_MXCSR_MASK] = image[_MXCSR_MASK]  # the processor's, not the guest's
     _U64.pack_into(fresh, XSTATE_BV, present)
     at = tlfs.XSAVE_LEGACY_SIZE + tlfs.XSAVE_HEADER_SIZE
     known = child_cpuid.xsave_components(vp.partition.hypervisor)

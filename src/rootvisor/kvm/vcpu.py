@@ -32,7 +32,20 @@ _CONTROL = {"cr0": 224, "cr2": 232, "cr3": 240, "cr4": 248, "cr8": 256, "efer": 
 class Vcpu:
     """One KVM processor. ``u8/u16/u32/u64`` are views of ``struct kvm_run`` in units of that width."""
 
-    __slots__ = ("_map", "fd", "has_run", "index", "thread", "u8", "u16", "u32", "u64", "vm")
+    __slots__ = (
+        "_debug",
+        "_debug_words",
+        "_map",
+        "fd",
+        "has_run",
+        "index",
+        "thread",
+        "u8",
+        "u16",
+        "u32",
+        "u64",
+        "vm",
+    )
 
     def __init__(self, vm: Vm, index: int, fd: int) -> None:
         self.vm = vm
@@ -41,6 +54,8 @@ class Vcpu:
         self.thread = 0
         #: KVM takes no other CPUID from then on; set by whoever runs it
         self.has_run = False
+        self._debug = bytearray(128)
+        self._debug_words = memoryview(self._debug).cast("Q")
         self._map = mmap.mmap(fd, vm.kvm.run_size)
         self.u8 = memoryview(self._map)
         self.u16 = self.u8.cast("H")
@@ -150,6 +165,11 @@ class Vcpu:
         buffer = bytearray(128)
         self.ioctl(abi.KVM_GET_DEBUGREGS, buffer)
         return buffer
+
+    def dr7(self) -> int:
+        """DR7 alone."""
+        self.ioctl(abi.KVM_GET_DEBUGREGS, self._debug)
+        return int(self._debug_words[abi.DEBUGREGS_DR7 >> 3])
 
     def set_debug_registers(self, state: bytearray) -> None:
         """Writes back what :meth:`debug_registers` gave. KvmError for reserved bits in DR6 and DR7."""

@@ -111,6 +111,9 @@ class FakeVcpu:
     def debug_registers(self) -> bytearray:
         return bytearray(self.debug)
 
+    def dr7(self) -> int:
+        return int(struct.unpack_from("<Q", self.debug, 40)[0])
+
     def set_debug_registers(self, state: bytearray) -> None:
         if struct.unpack_from("<Q", state, 40)[0] >> 32:
             raise KvmError("DR7")
@@ -187,6 +190,19 @@ class _Interrupts:
         vp.synic.notify_sints = sints
 
 
+class RunningTime:
+    """Stands for ChildTime: time that nobody freezes."""
+
+    frozen = False
+
+    def get_tsc(self, vp: Any) -> int:
+        value: int = vp.vcpu.get_msr(abi.MSR_TSC)
+        return value
+
+    def set_tsc(self, vp: Any, value: int) -> None:
+        vp.vcpu.set_msr(abi.MSR_TSC, value)
+
+
 class ParkedVp:
     """What registers, register page, state and CPUID see of a ChildVp."""
 
@@ -204,6 +220,7 @@ class ParkedVp:
             recommendations=0, cpuid_results=CpuidResults(), deposits=DepositPool(), guest_os_id=0,
             hypercall_page=Page(), tsc_page=Page(), reference_time=ReferenceTime(1_000_000_000, 0),
             crash_parameters=[0] * 5, vm=vm, vps=[self], interrupts=_Interrupts(), memory=SimpleNamespace(width=40),
+            time=RunningTime(), held=0, pinned=0,
         )  # fmt: skip
         self.vcpu = vcpu if vcpu is not None else FakeVcpu(vm)
         self.index = self.vcpu.index

@@ -170,5 +170,25 @@ def test_nothing_but_the_fields_is_written(vp: Any) -> None:
 
 def test_a_second_fill_of_one_stop_needs_no_ioctl(vp: Any) -> None:
     register_page.refresh(vp)
-    vp.vcpu.debug_registers = vp.vcpu.xcr0 = vp.vcpu.xsave = None
+    vp.vcpu.dr7 = vp.vcpu.xcr0 = vp.vcpu.xsave = None
     register_page.fill(vp)
+    put(vp, names.CR3, 0x1000)
+    register_page.fill(vp)
+    assert shown(vp, names.PAGE_CR3) == 0x1000
+
+
+def test_every_kind_of_change_shows_in_a_page_that_was_filled_before(vp: Any) -> None:
+    register_page.refresh(vp)
+    for name, value, offset in (
+        (names.RAX, 5, names.PAGE_GENERAL), (names.RIP, 6, names.PAGE_RIP), (names.XMM0 + 1, 7, names.PAGE_XMM + 16),
+        (names.DR7, 0x455, names.PAGE_DR7), (names.XFEM, 3, names.PAGE_XFEM), (names.CR3, 0x3000, names.PAGE_CR3),
+        (names.INTERRUPT_STATE, 2, names.PAGE_INTERRUPT_STATE), (names.ES, 9, names.PAGE_SEGMENTS),
+        (names.PENDING_INTERRUPTION, 0x31_0001, names.PAGE_PENDING_INTERRUPTION),
+    ):  # fmt: skip
+        put(vp, name, value)
+        register_page.fill(vp)
+        assert shown(vp, offset) == value, names.register_name(name)
+        vp_registers.before_run(vp)
+        vp.vcpu.commit_sync_area()
+        register_page.refresh(vp)
+        assert shown(vp, offset) == value, names.register_name(name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from struct import Struct
 from time import perf_counter_ns
 
+from ...kvm import abi
 from ...tlfs import hypercalls, privileges, registers, status, translation
 from ..errors import GeneralProtection, HvError
 from ..hypercall_table import TABLE
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 _VALUE = Struct("<QQ").pack_into
 _SET_ELEMENT = Struct("<I12xQQ").unpack_from
+_DIRTY = abi.RUN_DIRTY_REGS // 8
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 #: Elements between two looks at the clock; most cost a microsecond.
 _ELEMENTS = 32
-_CPL = 0x1C0 + 120 + 16  # kvm_run: DPL of SS
+_CPL = abi.SYNC_SREGS_AT + abi.SREGS_SS + abi.SEGMENT_DPL
 
 
 def _child_vp(vp: VirtualProcessor, partition_id: int, vp_index: int, vtl: int) -> ChildVp | None:
@@ -130,10 +132,16 @@ def set_vp_registers(
 
     register_page.absorb(target)
     set_register = vp_registers.set
+    general = vp_registers.GENERAL
+    u64 = target.u64
     try:
         for index in range(start, count):
             name, low, high = _SET_ELEMENT(elements, index * 32)
-            set_register(target, name, low | high << 64 if high else low, vp)
+            if name in general and not target.running:
+                u64[general[name]] = low
+                u64[_DIRTY] |= abi.SYNC_REGS
+            else:
+                set_register(target, name, low | high << 64 if high else low, vp)
             if not index % _ELEMENTS and index and perf_counter_ns() > vp.deadline:
                 return index + 1
     except HvError as error:
