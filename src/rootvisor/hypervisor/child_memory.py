@@ -2,47 +2,51 @@
 """The memory of a child partition: which page of the root lies at which of its guest page numbers, with what rights.
 
 The child's whole address space is one reservation without access, given to KVM once; pages are pieces of the root's
-memory file mapped over it (docs/develop/children.md). Everything here is called under ``Hypervisor.lock``.
+memory file mapped over it (docs/develop/children.md). Everything here is called under ``Hypervisor.lock``, except for
+:meth:`ChildMemory.state` and :meth:`ChildMemory.prefault`.
 
 Execute rights cannot be taken away (KVM has no such memory slot), and a page that is writable is readable.
 """
 
 from __future__ import annotations
 
-import mmap
-from fcntl import ioctl
-from struct import pack_into
+import os
+from bisect import bisect_left, insort
+from mmap import mmap
 
-from ..kvm import abi
 from ..kvm.errors import KvmError
+from ..kvm.prefault import prefault
 from ..kvm.reservation import Reservation
 from ..tlfs import gpa as tlfs
 from ..tlfs import status
 from .address_space import AddressError
-from .dirty_log import DirtyLog
 from .errors import HvError
 from .gpa_ranges import NO_ACCESS, READ_ONLY, UNMAPPED, WRITABLE, GpaRanges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..kvm.vm import Vm
     from .address_space import GuestMemory, MemoryRegion
+    from .dirty_log import DirtyLog
+    from .gpa_ranges import Piece
     from .hypervisor import Hypervisor
     from .vp import VirtualProcessor
 
 __all__ = ["NO_ACCESS", "READ_ONLY", "UNMAPPED", "WRITABLE", "ChildMemory", "NotAccessible"]
 
 PAGE = 4096
-#: Bits of guest physical address. More would cost KVM memory (2 MiB for each TiB of a slot).
+#: Bits of guest physical address. More would cost KVM memory: 2 MiB for each TiB of a slot.
 WIDTH_MAX = 40
 #: KVM serves the local APIC where no memory slot lies.
 APIC_GPA = 0xFEE00000
 _BELOW_APIC, _ABOVE_APIC = 0, 1
 _LEAF_ADDRESS_WIDTH = 0x80000008
-#: One KVM_PRE_FAULT_MEMORY at least for this much; single pages come by their own fault.
-_PREFAULT_PAGES = 2
+#: So much of what was mapped last is told to KVM before a VP runs again. What a fault brings is one or two pieces.
+_FRESH_PIECES = 8
+#: A single page comes by its own fault.
+_PREFAULT_BYTES = 2 * PAGE
 
 
 class NotAccessible(AddressError):
@@ -66,15 +70,18 @@ def address_width(cpuid: Sequence[tuple[int, ...]]) -> int:
 class ChildMemory:
     """``width`` bits of guest physical addresses; sizes are in 4 KiB pages, positions are guest page numbers (gfn).
 
-    ``mapped_pages`` and ``fault_ins`` (calls that gave pages to the child) are statistics.
+    ``mapped_pages`` (with access now) and ``fault_ins`` (calls that gave pages to the child) are statistics.
+    ``dirty`` is the log of written pages while tracking is on.
     """
 
     __slots__ = (
-        "_fresh", "_overlays", "_ranges", "_reservation", "_root", "_vm", "dirty", "fault_ins", "gfn_limit",
-        "hypervisor", "mapped_pages", "width",
+        "_can_prefault", "_files", "_fresh", "_overlay_gfns", "_overlays", "_ranges", "_reservation", "_root", "_vm",
+        "dirty", "fault_ins", "gfn_limit", "hypervisor", "mapped_pages", "width",
     )  # fmt: skip
 
-    def __init__(self, vm: Vm, hypervisor: Hypervisor) -> None:
+    def __init__(
+        self, vm: Vm, hypervisor: Hypervisor, reserve: Callable[[int], Reservation] = Reservation
+    ) -> None:
         self._vm = vm
         self.hypervisor = hypervisor
         self.width = address_width(hypervisor.kvm.supported_cpuid())
@@ -83,12 +90,17 @@ class ChildMemory:
         self.fault_ins = 0
         self._root: GuestMemory
         self._ranges = GpaRanges()
-        #: gfn -> (file, offset, writable, mapping) of the hypervisor's pages above the child's memory
-        self._overlays: dict[int, tuple[int, int, bool, mmap.mmap]] = {}
+        #: gfn -> (file, offset, writable, the page) of the hypervisor's pages above the child's memory
+        self._overlays: dict[int, tuple[int, int, bool, memoryview]] = {}
+        #: their page numbers, sorted
+        self._overlay_gfns: list[int] = []
+        #: file -> its mapping, of the files that overlay pages come from
+        self._files: dict[int, tuple[mmap, memoryview]] = {}
         #: (gpa, bytes) mapped since a VP last ran
         self._fresh: list[tuple[int, int]] = []
-        self._reservation = Reservation(1 << self.width)
+        self._can_prefault = True
         self.dirty: DirtyLog | None = None
+        self._reservation = reserve(1 << self.width)
         try:
             self.set_plain_slots()
         except KvmError:
@@ -119,24 +131,33 @@ class ChildMemory:
 
     # --- looking --------------------------------------------------------------------------------------------------
     def state(self, gpa: int) -> int:
-        """UNMAPPED, NO_ACCESS, READ_ONLY or WRITABLE."""
+        """UNMAPPED, NO_ACCESS, READ_ONLY or WRITABLE, as the child sees it."""
         overlay = self._overlays.get(gpa >> 12)
         if overlay is not None:
             return WRITABLE if overlay[2] else READ_ONLY
         return self._ranges.state(gpa >> 12)
 
+    def overlaid(self, gpa: int) -> bool:
+        """Whether a page of the hypervisor's own lies there. The root can change nothing about its rights."""
+        return gpa >> 12 in self._overlays
+
+    def uses(self, pages: Sequence[int]) -> bool:
+        """Whether one of the root's ``pages``, in ascending order, lies somewhere in the child."""
+        return self._ranges.uses(pages)
+
     def page(self, gfn: int) -> memoryview | None:
-        """4096 bytes of the page as the child sees it, or None without access."""
+        """4096 bytes of the page as the child sees it, or None without access. Writing takes :meth:`view`."""
         overlay = self._overlays.get(gfn)
         if overlay is not None:
-            return memoryview(overlay[3])
+            return overlay[3]
         state, page = self._ranges.find(gfn)
         if state < READ_ONLY:
             return None
         return self._root.view(page << 12, PAGE)
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """Writable memory inside one page. NotAccessible; AddressError when it crosses a page."""
+        """Writable memory inside one page, for as long as the lock is held. NotAccessible; AddressError when it crosses
+        a page."""
         if (gpa & 0xFFF) + length > PAGE:
             raise AddressError(f"{gpa:#x} + {length:#x} crosses a page")
         state = self.state(gpa)
@@ -165,8 +186,9 @@ class ChildMemory:
         """Bytes that may cross pages; nothing is written unless all can be."""
         at = gpa
         while at < gpa + len(data):
-            if self.state(at) != WRITABLE:
-                raise NotAccessible(at, self.state(at), True)
+            state = self.state(at)
+            if state != WRITABLE:
+                raise NotAccessible(at, state, True)
             at = (at | 0xFFF) + 1
         done = 0
         while done < len(data):
@@ -177,93 +199,189 @@ class ChildMemory:
 
     # --- changing -------------------------------------------------------------------------------------------------
     def map(self, gfn: int, count: int, flags: int, pages: Sequence[int] | None) -> None:
-        """Maps ``count`` elements (of 512 pages with MAP_LARGE_PAGE) from ``gfn`` on to the root's ``pages``; None with
-        MAP_NO_ACCESS. What was there is replaced; on return no VP reaches it.
+        """Maps ``count`` elements (of 512 pages with MAP_LARGE_PAGE) from ``gfn`` on to the root's ``pages`` (a tuple;
+        None with MAP_NO_ACCESS). What was there is replaced; on return no VP reaches it.
 
-        HvError: INVALID_PARAMETER beyond the address space or for pages that are not the root's to give, with the
-        number of elements done; NO_RESOURCES when this process has no room for more pieces (vm.max_map_count).
+        HvError with the number of elements done: INVALID_PARAMETER beyond the address space (none is done) or for pages
+        that are not the root's to give; NO_RESOURCES when this process has no room for more pieces (vm.max_map_count).
         """
         unit = tlfs.LARGE_PAGES if flags & tlfs.MAP_LARGE_PAGE else 1
         end = gfn + count * unit
         if end > self.gfn_limit:
             raise HvError(status.INVALID_PARAMETER, 0)
         if pages is None:
-            self._revoke(gfn, end)
-            self._ranges.set(gfn, end, NO_ACCESS)
+            self._revoke(gfn, end, NO_ACCESS)
             return
         self.fault_ins += 1
-        writable = bool(flags & tlfs.MAP_WRITABLE)
-        index = 0
-        while index < count:
-            first = pages[index]
-            run = index + 1
-            following = first + unit
-            while run < count and pages[run] == following:
-                following += unit
-                run += 1
-            self._map_run(gfn + index * unit, first, (run - index) * unit, writable, index)
-            index = run
+        state = WRITABLE if flags & tlfs.MAP_WRITABLE else READ_ONLY
+        old = self._ranges.pieces(gfn, end)
+        fresh = all(piece[2] < READ_ONLY for piece in old)
+        new: list[Piece] = []
+        at = gfn
+        element = 0
+        failure = status.SUCCESS
+        for first, elements in _runs(pages, unit):
+            region, given = self._given(first, elements * unit)
+            if given:
+                given -= given % unit
+            if given:
+                last = at + given
+                piece = (at, last, state, first)
+                # Two VPs that fault at once have the same pages mapped twice: then KVM's tables stay as they are.
+                if fresh or self._ranges.pieces(at, last) != [piece]:
+                    try:
+                        self._map_piece(at, last, first, region, state == WRITABLE)
+                    except OSError:
+                        failure = status.NO_RESOURCES
+                        break
+                new.append(piece)
+                at = last
+                element += given // unit
+            if given < elements * unit:
+                failure = status.INVALID_PARAMETER
+                break
+        if failure == status.NO_RESOURCES:
+            # Half a mapping is none: what this run was to cover has no access, and may be asked for again.
+            run_end = at + elements * unit
+            lost = self._take(at, run_end)
+            new.append((at, run_end, NO_ACCESS, -1))
+            self._replace(gfn, run_end, new)
+            if lost:
+                self._lose(*lost)
+        else:
+            self._replace(gfn, at, new)
+        if at - gfn >= _PREFAULT_BYTES >> 12:
+            self._freshly_mapped(gfn << 12, at - gfn << 12)
+        if failure:
+            raise HvError(failure, element)
 
     def unmap(self, gfn: int, count: int) -> None:
         """Nothing is mapped at ``count`` pages from ``gfn`` on. INVALID_PARAMETER beyond the address space."""
         if gfn + count > self.gfn_limit:
             raise HvError(status.INVALID_PARAMETER, 0)
-        self._revoke(gfn, gfn + count)
-        self._ranges.set(gfn, gfn + count, UNMAPPED)
+        self._revoke(gfn, gfn + count, UNMAPPED)
 
-    def _map_run(self, gfn: int, page: int, count: int, writable: bool, element: int) -> None:
-        """Consecutive pages of the root at consecutive page numbers of the child."""
-        region = self._region(page, count)
-        if region is None:
-            raise HvError(status.INVALID_PARAMETER, element)
-        end = gfn + count
-        file_at = region.fd_offset + (page << 12) - region.gpa
-        before = sum(
-            last - first for first, last, state, _ in self._ranges.pieces(gfn, end) if state >= READ_ONLY
-        )
-        try:
-            for first, last in self._uncovered(gfn, end):
-                offset = file_at + (first - gfn << 12)
-                self._reservation.map_file(first << 12, last - first << 12, region.fd, offset, writable)
-        except OSError:
-            # Half a mapping is none: the pages stay reachable by a later fault.
-            self._revoke(gfn, end, everything=True)
-            self._ranges.set(gfn, end, NO_ACCESS)
-            self.mapped_pages -= before
-            raise HvError(status.NO_RESOURCES, element) from None
-        self._ranges.set(gfn, end, WRITABLE if writable else READ_ONLY, page)
-        self.mapped_pages += count - before
-        if count >= _PREFAULT_PAGES:
-            self._fresh.append((gfn << 12, count << 12))
+    def _map_piece(self, start: int, end: int, page: int, region: MemoryRegion, writable: bool) -> None:
+        """Consecutive pages of the root at consecutive page numbers of the child, where no overlay lies above."""
+        at = region.fd_offset + (page << 12) - region.gpa
+        for first, last in self._uncovered(start, end):
+            offset = at + (first - start << 12)
+            self._reservation.map_file(first << 12, last - first << 12, region.fd, offset, writable)
 
-    def _region(self, page: int, count: int) -> MemoryRegion | None:
-        """The root's memory around these pages, unless some are the hypervisor's."""
-        gpa, size = page << 12, count << 12
+    def _given(self, page: int, count: int) -> tuple[MemoryRegion, int]:
+        """The root's memory around a page, and how many pages from there on are the root's to give."""
+        gpa = page << 12
         for region in self._root.regions:
-            if region.gpa <= gpa and gpa + size <= region.gpa + region.size:
-                if self.hypervisor.owns(page, count):
-                    return None
-                return region
-        return None
+            if region.gpa <= gpa < region.gpa + region.size:
+                count = min(count, region.gpa + region.size - gpa >> 12)
+                owns = self.hypervisor.owns
+                if owns(page, count):
+                    count = next(index for index in range(count) if owns(page + index, 1))
+                return region, count
+        return self._root.regions[0], 0
 
-    def _revoke(self, start: int, end: int, everything: bool = False) -> None:
-        """Takes the access away where there is any. What the map count forbids is retried with larger pieces."""
-        for first, last, state, _page in (
-            [(start, end, WRITABLE, 0)] if everything else self._ranges.pieces(start, end)
-        ):
+    def _replace(self, start: int, end: int, new: Sequence[Piece]) -> None:
+        """Changes the table, and the count of pages with it."""
+        count = 0
+        for first, last, state, _page in self._ranges.pieces(start, end):
             if state >= READ_ONLY:
-                if self.dirty is not None:
-                    self.dirty.harvest(first, last)
-                for low, high in self._uncovered(first, last):
-                    self._reservation.clear(low << 12, high - low << 12)
-                if not everything:
-                    self.mapped_pages -= last - first
+                count -= last - first
+        for first, last, state, _page in new:
+            if state >= READ_ONLY:
+                count += last - first
+        self.mapped_pages += count
+        self._ranges.replace(start, end, new)
+
+    def _revoke(self, start: int, end: int, state: int) -> None:
+        """No VP reaches [start, end) any more, which is in ``state`` (UNMAPPED or NO_ACCESS)."""
+        # What the child never had needs no work. The rest goes in one piece.
+        low = high = -1
+        for first, last, before, _page in self._ranges.pieces(start, end):
+            if before >= READ_ONLY:
+                if low < 0:
+                    low = first
+                high = last
+                self.mapped_pages -= last - first
+        lost = self._take(low, high) if low >= 0 else None
+        self._ranges.set(start, end, state)
+        if lost:
+            self._lose(*lost)
+
+    # --- where the map count is at its limit (vm.max_map_count) -----------------------------------------------------
+    def _take(self, start: int, end: int) -> tuple[int, int] | None:
+        """Takes the access to [start, end) away, except for overlays. For want of room for one more piece it may take
+        more, which it returns; the caller then calls :meth:`_lose` when the table is up to date."""
+        try:
+            for first, last in self._uncovered(start, end):
+                self._reservation.clear(first << 12, last - first << 12)
+            return None
+        except OSError:
+            pass
+        everything = 0, self.gfn_limit
+        for first, last in (self._ranges.whole(start, end), everything):
+            try:
+                self._reservation.forbid(first << 12, last - first << 12)
+            except OSError:
+                continue
+            return first, last
+        # The root takes memory back that the child can still write to: nothing can go on.
+        raise KvmError("cannot take memory away from a child partition; raise vm.max_map_count")
+
+    def _lose(self, start: int, end: int) -> None:
+        """Pages that went with others have no access; the root maps them again when the child asks for them."""
+        for first, last, state, _page in self._ranges.pieces(start, end):
+            if state >= READ_ONLY:
+                self.mapped_pages -= last - first
+                self._ranges.set(first, last, NO_ACCESS)
+        for gfn in self._overlays_in(start, end):
+            fd, offset, writable, _view = self._overlays[gfn]
+            try:
+                self._reservation.map_file(gfn << 12, PAGE, fd, offset, writable)
+            except OSError:
+                self._forget_overlay(gfn)
+
+    # --- the hypervisor's pages above -----------------------------------------------------------------------------
+    def put_overlay(self, gfn: int, fd: int, offset: int, writable: bool = True) -> None:
+        """Lays one page of a file over whatever is at ``gfn``, in place of an overlay there. KvmError: no room."""
+        try:
+            self._reservation.map_file(gfn << 12, PAGE, fd, offset, writable)
+        except OSError as error:
+            raise KvmError(f"cannot map a page of a child partition: {error.strerror}") from error
+        if gfn not in self._overlays:
+            insort(self._overlay_gfns, gfn)
+        self._overlays[gfn] = (fd, offset, writable, self._file(fd)[offset : offset + PAGE])
+
+    def remove_overlay(self, gfn: int) -> None:
+        """What is below comes back."""
+        if gfn not in self._overlays:
+            return
+        self._forget_overlay(gfn)
+        state, page = self._ranges.find(gfn)
+        if state >= READ_ONLY:
+            try:
+                self._map_piece(gfn, gfn + 1, page, self._given(page, 1)[0], state == WRITABLE)
+                return
+            except OSError:  # the root maps it again when the child asks for it
+                self._replace(gfn, gfn + 1, [(gfn, gfn + 1, NO_ACCESS, -1)])
+        lost = self._take(gfn, gfn + 1)
+        if lost:
+            self._lose(*lost)
+
+    def _forget_overlay(self, gfn: int) -> None:
+        del self._overlays[gfn]
+        del self._overlay_gfns[bisect_left(self._overlay_gfns, gfn)]
+
+    def _overlays_in(self, start: int, end: int) -> list[int]:
+        gfns = self._overlay_gfns
+        low = bisect_left(gfns, start)
+        if low == len(gfns) or gfns[low] >= end:
+            return []
+        return gfns[low : bisect_left(gfns, end, low)]
 
     def _uncovered(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) that no overlay page hides."""
-        hidden = sorted(gfn for gfn in self._overlays if start <= gfn < end)
         parts = []
-        for gfn in hidden:
+        for gfn in self._overlays_in(start, end):
             if start < gfn:
                 parts.append((start, gfn))
             start = gfn + 1
@@ -271,56 +389,45 @@ class ChildMemory:
             parts.append((start, end))
         return parts
 
-    # --- the hypervisor's pages above -----------------------------------------------------------------------------
-    def put_overlay(self, gfn: int, fd: int, offset: int, writable: bool = True) -> None:
-        """Lays one page of a file over whatever is at ``gfn``."""
-        old = self._overlays.pop(gfn, None)
-        if old is not None:
-            old[3].close()
-        page = mmap.mmap(fd, PAGE, offset=offset)
-        self._reservation.map_file(gfn << 12, PAGE, fd, offset, writable)
-        self._overlays[gfn] = (fd, offset, writable, page)
-
-    def remove_overlay(self, gfn: int) -> None:
-        """What is below comes back."""
-        overlay = self._overlays.pop(gfn, None)
-        if overlay is None:
-            return
-        state, page = self._ranges.find(gfn)
-        region = self._region(page, 1) if state >= READ_ONLY else None
-        if region is None:
-            self._reservation.clear(gfn << 12, PAGE)
-        else:
-            at = region.fd_offset + (page << 12) - region.gpa
-            self._reservation.map_file(gfn << 12, PAGE, region.fd, at, state == WRITABLE)
-        try:
-            overlay[3].close()
-        except BufferError:
-            pass  # somebody still reads it; it goes with the last view
+    def _file(self, fd: int) -> memoryview:
+        entry = self._files.get(fd)
+        if entry is None:
+            mapping = mmap(fd, os.fstat(fd).st_size)
+            entry = self._files[fd] = mapping, memoryview(mapping)
+        return entry[1]
 
     # --- before a VP runs -----------------------------------------------------------------------------------------
+    def _freshly_mapped(self, gpa: int, size: int) -> None:
+        fresh = self._fresh
+        if fresh:
+            last_gpa, last_size = fresh[-1]
+            if last_gpa + last_size == gpa:
+                fresh[-1] = last_gpa, last_size + size
+                return
+        fresh.append((gpa, size))
+        if len(fresh) > _FRESH_PIECES:
+            del fresh[0]
+
     def prefault(self, vp: VirtualProcessor) -> None:
-        """On the VP's thread: what was just mapped enters KVM's page tables at once (a tenth of the cost of faults)."""
+        """On the VP's thread, without the lock: what was just mapped enters KVM's page tables at once."""
         while self._fresh:
             try:
                 gpa, size = self._fresh.pop()
             except IndexError:  # another VP's thread was quicker
                 return
-            request = bytearray(64)
-            pack_into("<QQ", request, 0, gpa, size)
-            try:
-                ioctl(vp.vcpu.fd, abi.KVM_PRE_FAULT_MEMORY, request)
-            except OSError:
-                # Older kernels have no such call; a page may have been revoked meanwhile; a signal may ask for us.
-                return
+            if self._can_prefault:
+                self._can_prefault = prefault(vp.vcpu.fd, gpa, size)
 
     # --- dirty pages ----------------------------------------------------------------------------------------------
     def start_tracking(self) -> None:
         """Every page is clean from now on. No VP runs."""
+        from .dirty_log import DirtyLog
+
         if self.dirty is None:
             self.dirty = DirtyLog(self, self._vm)
-        ranges = self._ranges.pieces(0, self.gfn_limit)
-        self.dirty.start([(first, last) for first, last, _state, _page in ranges])
+        self.dirty.start(
+            [(first, last) for first, last, _state, _page in self._ranges.pieces(0, self.gfn_limit)]
+        )
 
     def stop_tracking(self) -> None:
         """No VP runs."""
@@ -349,19 +456,48 @@ class ChildMemory:
     # --- the end --------------------------------------------------------------------------------------------------
     def clear(self) -> None:
         """Nothing is mapped any more, overlays included."""
-        for gfn in list(self._overlays):
-            self.remove_overlay(gfn)
-        self._reservation.clear(0, 1 << self.width)
-        self._ranges.clear()
+        self._overlays.clear()
+        self._overlay_gfns.clear()
         self._fresh.clear()
+        self._take(0, self.gfn_limit)
+        self._ranges.clear()
         self.mapped_pages = 0
 
     def close(self) -> None:
         """Gives the addresses back; the machine is closed, or about to be."""
-        for overlay in self._overlays.values():
-            try:
-                overlay[3].close()
-            except BufferError:
-                pass
+        self._ranges.clear()
         self._overlays.clear()
+        self._overlay_gfns.clear()
+        for mapping, view in self._files.values():
+            try:
+                view.release()
+                mapping.close()
+            except BufferError:
+                pass  # somebody still has a page; the mapping goes with the last one
+        self._files.clear()
         self._reservation.close()
+
+
+def _runs(pages: Sequence[int], unit: int) -> Iterator[tuple[int, int]]:
+    """Splits page numbers into runs that rise by ``unit``: (first page, elements). Long runs are found by comparing
+    whole slices, which is much faster than a loop over their elements."""
+    count = len(pages)
+    index = 0
+    while index < count:
+        first = pages[index]
+        run = 1
+        step = 4
+        while index + run < count:
+            size = min(step, count - index - run)
+            following = first + run * unit
+            if pages[index + run : index + run + size] == tuple(
+                range(following, following + size * unit, unit)
+            ):
+                run += size
+                step *= 4
+                continue
+            while pages[index + run] == first + run * unit:
+                run += 1
+            break
+        yield first, run
+        index += run

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from time import sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    #: (start, end, state, the root's number of the page at start or -1)
+    Piece = tuple[int, int, int, int]
 
 #: What a child may do with a page. UNMAPPED: nothing was ever mapped; NO_ACCESS: mapped without access.
 UNMAPPED, NO_ACCESS, READ_ONLY, WRITABLE = range(4)
@@ -13,13 +21,15 @@ class GpaRanges:
     """Ranges [start, end) of guest page numbers with a state and, for READ_ONLY and WRITABLE, the root's page number of
     the first page. Neighbours that continue each other are one range."""
 
-    __slots__ = ("_ends", "_pages", "_starts", "_states")
+    __slots__ = ("_changes", "_ends", "_pages", "_starts", "_states")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._states: list[int] = []
         self._pages: list[int] = []
+        #: odd while a change is half made
+        self._changes = 0
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -33,79 +43,114 @@ class GpaRanges:
         return self._states[index], page + gfn - self._starts[index] if page >= 0 else -1
 
     def state(self, gfn: int) -> int:
-        """The state of one page. May be called while another thread changes the ranges; then either is the answer."""
+        """The state of one page. May be called while another thread changes the ranges: either is the answer then."""
         starts, ends, states = self._starts, self._ends, self._states
-        index = bisect_right(starts, gfn) - 1
-        if index < 0:
-            return UNMAPPED
-        try:
-            return states[index] if starts[index] <= gfn < ends[index] else UNMAPPED
-        except IndexError:
-            return UNMAPPED
+        while True:
+            changes = self._changes
+            index = bisect_right(starts, gfn) - 1
+            try:
+                state = states[index] if index >= 0 and gfn < ends[index] else UNMAPPED
+            except IndexError:
+                state = -1
+            if changes == self._changes and not changes & 1:
+                return state
+            sleep(0)
 
-    def pieces(self, start: int, end: int) -> list[tuple[int, int, int, int]]:
+    def pieces(self, start: int, end: int) -> list[Piece]:
         """(start, end, state, root page) of every range inside [start, end), cut to it; UNMAPPED ones are left out."""
+        starts, ends = self._starts, self._ends
+        index = bisect_right(starts, start) - 1
+        if index < 0 or ends[index] <= start:
+            index += 1
         found = []
-        index = max(bisect_right(self._starts, start) - 1, 0)
-        while index < len(self._starts) and self._starts[index] < end:
-            first, last = max(self._starts[index], start), min(self._ends[index], end)
-            if first < last:
-                page = self._pages[index]
-                found.append(
-                    (
-                        first,
-                        last,
-                        self._states[index],
-                        page + first - self._starts[index] if page >= 0 else -1,
-                    )
-                )
+        while index < len(starts) and starts[index] < end:
+            first, last, page = starts[index], ends[index], self._pages[index]
+            if first < start:
+                if page >= 0:
+                    page += start - first
+                first = start
+            found.append((first, min(last, end), self._states[index], page))
             index += 1
         return found
 
+    def whole(self, start: int, end: int) -> tuple[int, int]:
+        """[start, end) made larger, so that it cuts no range in two."""
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and self._ends[index] > start:
+            start = self._starts[index]
+        index = bisect_right(self._starts, end - 1) - 1
+        if index >= 0:
+            end = max(end, self._ends[index])
+        return start, end
+
+    def uses(self, pages: Sequence[int]) -> bool:
+        """Whether one of the root's ``pages``, in ascending order, lies anywhere."""
+        if not pages:
+            return False
+        lowest, highest = pages[0], pages[-1]
+        for page, start, end in zip(self._pages, self._starts, self._ends, strict=True):
+            if page <= highest and page + end - start > lowest and page >= 0:
+                at = bisect_left(pages, page)
+                if at < len(pages) and pages[at] < page + end - start:
+                    return True
+        return False
+
     def set(self, start: int, end: int, state: int, page: int = -1) -> None:
         """Replaces [start, end). UNMAPPED removes."""
-        starts, ends, states, pages = self._starts, self._ends, self._states, self._pages
+        ends = self._ends
         # The common case: a range grows at its end, as a large region arrives in many calls.
-        if starts and start == ends[-1] and state == states[-1] and state == NO_ACCESS:
+        if state == NO_ACCESS and ends and start == ends[-1] and state == self._states[-1]:
             ends[-1] = end
             return
-        low = bisect_right(starts, start) - 1
-        if low < 0 or ends[low] <= start:
+        self.replace(start, end, ((start, end, state, page),) if state != UNMAPPED else ())
+
+    def replace(self, start: int, end: int, pieces: Iterable[Piece]) -> None:
+        """Replaces [start, end) by ``pieces``: sorted, inside it, none of them UNMAPPED; the rest becomes UNMAPPED."""
+        starts, ends, states, pages = self._starts, self._ends, self._states, self._pages
+        low = bisect_left(starts, start) - 1
+        if low < 0 or ends[low] < start:  # one that ends at the start is a neighbour, and takes part
             low += 1
-        high = low
-        while high < len(starts) and starts[high] < end:
-            high += 1
-        new: list[tuple[int, int, int, int]] = []
+        high = bisect_right(starts, end, low)  # so is one that begins at the end
+        new: list[Piece] = []
         if low < high and starts[low] < start:
-            new.append((starts[low], start, states[low], pages[low]))
-        if state != UNMAPPED:
-            new.append((start, end, state, page))
+            new.append((starts[low], min(ends[low], start), states[low], pages[low]))
+        new += pieces
         if low < high and ends[high - 1] > end:
             last = high - 1
-            rest = pages[last] + end - starts[last] if pages[last] >= 0 else -1
-            new.append((end, ends[last], states[last], rest))
-        # Neighbours take part, so that ranges that continue each other become one.
-        if low > 0 and ends[low - 1] == start:
-            low -= 1
-            new.insert(0, (starts[low], ends[low], states[low], pages[low]))
-        if high < len(starts) and starts[high] == end:
-            new.append((starts[high], ends[high], states[high], pages[high]))
-            high += 1
-        merged: list[tuple[int, int, int, int]] = []
-        for item in new:
-            if merged:
-                first, last, kind, base = merged[-1]
-                continues = base < 0 if item[3] < 0 else base >= 0 and base + last - first == item[3]
-                if last == item[0] and kind == item[2] and continues:
-                    merged[-1] = (first, item[1], kind, base)
-                    continue
-            merged.append(item)
-        starts[low:high] = [item[0] for item in merged]
-        ends[low:high] = [item[1] for item in merged]
-        states[low:high] = [item[2] for item in merged]
-        pages[low:high] = [item[3] for item in merged]
+            first = max(starts[last], end)
+            new.append(
+                (
+                    first,
+                    ends[last],
+                    states[last],
+                    pages[last] + first - starts[last] if pages[last] >= 0 else -1,
+                )
+            )
+        merged_starts: list[int] = []
+        merged_ends: list[int] = []
+        merged_states: list[int] = []
+        merged_pages: list[int] = []
+        previous_end = previous_state = following = -2
+        for first, last, state, page in new:
+            if first == previous_end and state == previous_state and page == following:
+                merged_ends[-1] = last
+            else:
+                merged_starts.append(first)
+                merged_ends.append(last)
+                merged_states.append(state)
+                merged_pages.append(page)
+            previous_end, previous_state = last, state
+            following = page + last - first if page >= 0 else -1
+        self._changes += 1
+        starts[low:high] = merged_starts
+        ends[low:high] = merged_ends
+        states[low:high] = merged_states
+        pages[low:high] = merged_pages
+        self._changes += 1
 
     def clear(self) -> None:
         """Forgets everything."""
+        self._changes += 1
         for column in (self._starts, self._ends, self._states, self._pages):
             column.clear()
+        self._changes += 1

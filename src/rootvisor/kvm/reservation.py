@@ -17,37 +17,40 @@ if TYPE_CHECKING:
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
-_MAP_POPULATE = 0x8000
+_NOTHING = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
 #: So that KVM can use pages of every size.
 _ALIGNMENT = 1 << 30
 _FAILED = (1 << 64) - 1
 
 
-def _libc() -> Any:
+def _library() -> Any:
+    """The C library, called with the interpreter's lock held: it costs less than to win it back."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_size_t
-    libc.mmap.argtypes = (
+    library = ctypes.PyDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_size_t
+    library.mmap.argtypes = (
         ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
     )  # fmt: skip
-    libc.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
-    return libc
+    library.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+    library.mprotect.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+    return library
 
 
 class Reservation:
-    """``size`` bytes of addresses from ``address`` on, aligned to 1 GiB, without access."""
+    """``size`` bytes of addresses from ``address`` on, aligned to 1 GiB, without access. Offsets and sizes in bytes,
+    multiples of 4096."""
 
-    __slots__ = ("_errno", "_libc", "address", "size")
+    __slots__ = ("_errno", "_mmap", "_mprotect", "_munmap", "address", "size")
 
     def __init__(self, size: int) -> None:
         import ctypes
 
         self.size = size
-        self._libc = _libc()
+        library = _library()
+        self._mmap, self._munmap, self._mprotect = library.mmap, library.munmap, library.mprotect
         self._errno = ctypes.get_errno
-        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
-        start = self._libc.mmap(0, size + _ALIGNMENT, _PROT_NONE, flags, -1, 0)
+        start: int = self._mmap(0, size + _ALIGNMENT, _PROT_NONE, _NOTHING, -1, 0)
         if start == _FAILED:
             raise KvmError(
                 f"cannot reserve {size >> 30} GiB of addresses for a partition: {os.strerror(self._errno())}; "
@@ -55,28 +58,32 @@ class Reservation:
             )
         self.address = (start + _ALIGNMENT - 1) & -_ALIGNMENT
         if self.address > start:
-            self._libc.munmap(start, self.address - start)
+            self._munmap(start, self.address - start)
         end = start + size + _ALIGNMENT
         if end > self.address + size:
-            self._libc.munmap(self.address + size, end - self.address - size)
+            self._munmap(self.address + size, end - self.address - size)
 
     def map_file(self, offset: int, size: int, fd: int, fd_offset: int, writable: bool) -> None:
         """Shares ``size`` bytes of the file ``fd`` at ``offset``. OSError: ENOMEM at vm.max_map_count pieces."""
         protection = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
         flags = _MAP_SHARED | _MAP_FIXED
-        if self._libc.mmap(self.address + offset, size, protection, flags, fd, fd_offset) == _FAILED:
+        if self._mmap(self.address + offset, size, protection, flags, fd, fd_offset) == _FAILED:
             self._fail()
 
     def clear(self, offset: int, size: int) -> None:
-        """Takes the access to a piece away; on return no processor has any."""
-        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-        if self._libc.mmap(self.address + offset, size, _PROT_NONE, flags, -1, 0) == _FAILED:
+        """Takes a piece away; on return no processor has access. OSError as for :meth:`map_file`."""
+        if self._mmap(self.address + offset, size, _PROT_NONE, _NOTHING | _MAP_FIXED, -1, 0) == _FAILED:
+            self._fail()
+
+    def forbid(self, offset: int, size: int) -> None:
+        """Like :meth:`clear`, but needs no room for one more piece where no piece is cut in two."""
+        if self._mprotect(self.address + offset, size, _PROT_NONE):
             self._fail()
 
     def close(self) -> None:
         """Gives the addresses back; the machine that used them is closed."""
         if self.address:
-            self._libc.munmap(self.address, self.size)
+            self._munmap(self.address, self.size)
             self.address = 0
 
     def _fail(self) -> None:
