@@ -139,6 +139,10 @@ class GuestMemory:
                 return region.view[offset : offset + length]
         raise AddressError(f"no memory at {gpa:#x} + {length:#x}")
 
+    def contains(self, gpa: int, length: int) -> bool:
+        """Whether the range lies wholly inside one region."""
+        return any(region.gpa <= gpa and gpa + length <= region.gpa + region.size for region in self.regions)
+
     @property
     def size(self) -> int:
         """Bytes of RAM."""

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import sys
-from time import monotonic_ns
+from time import monotonic
 
-from ..kvm.abi import MSR_TSC
+from ..kvm.errors import KvmError
 from ..tlfs import msrs, status
 from ..tlfs.cpuid import RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
 from . import child_features, vp_registers, vp_state
@@ -17,76 +17,97 @@ from .child_overlay import OverlayPages
 from .child_time import ChildTime
 from .child_vp import ChildVp
 from .doorbells import Doorbells
-from .errors import HvError
+from .errors import HvError, HypervisorError, Restart
 from .intercepts import InstalledIntercepts
 from .partition import Partition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
+    from .child_overlay import ChildOverlay
     from .hypervisor import Hypervisor
+    from .vp import VirtualProcessor
 
-#: Life: created, initialized, finalized; a deleted partition is gone from Hypervisor.partitions.
-CREATED, INITIALIZED, FINALIZED = range(3)
-#: The mshv driver cannot name a VP from here on.
+#: Life: created, initialized, stopping while FINALIZE works, finalized; a deleted one is gone from
+#: Hypervisor.partitions.
+CREATED, INITIALIZED, STOPPING, FINALIZED = range(4)
+#: The mshv driver cannot name a VP from here on, and interrupts name it by eight bits.
 VP_LIMIT = 256
+#: VP assist page, SIMP, SIEFP, SIRBP.
+_PAGES_PER_VP = 4
+#: FINALIZE waits this long for a message that the root does not take; its SINT0 is lost anyway then.
+_PURGE_S = 10.0
 
 
 class ChildPartition(Partition):
     """``flags`` are those of HVCALL_CREATE_PARTITION, ``disabled_features`` its masks: banks 0 and 1, XSAVE.
 
     ``unimplemented_msr_action`` is what an unknown MSR does: 0 raises #GP, 1 reads as zero and ignores writes.
+    ``held``: no VP enters the guest (:meth:`hold`). ``pinned``: calls that have let Hypervisor.lock go and still need
+    the VPs.
     """
 
     __slots__ = (
-        "_began_at", "_spare", "_synthetic_features", "_table", "cpuid_results", "disabled_features", "doorbells",
-        "flags", "intercepts", "interrupts", "overlay_pages", "processors_per_socket", "purging_until", "state", "time",
-        "unimplemented_msr_action",
+        "_purge_until", "_reported", "_spare", "_synthetic_features", "_table", "cpuid_results", "disabled_features",
+        "doorbells", "flags", "held", "intercepts", "interrupts", "overlay_pages", "pinned", "processors_per_socket",
+        "root", "state", "time", "unimplemented_msr_action",
     )  # fmt: skip
     memory: ChildMemory  # type: ignore[assignment]
     vps: list[ChildVp]  # type: ignore[assignment]
+    time: ChildTime
+    processors_per_socket: int
+    unimplemented_msr_action: int
 
     def __init__(
-        self, hypervisor: Hypervisor, partition_id: int, flags: int, disabled_features: tuple[int, int, int]
+        self,
+        hypervisor: Hypervisor,
+        partition_id: int,
+        vp: VirtualProcessor,
+        flags: int,
+        disabled_features: tuple[int, int, int],
     ) -> None:
+        """``vp`` of the root makes the call. KvmError or OSError, with nothing left behind, when the host has no room
+        for another machine."""
         vm = hypervisor.kvm.create_vm()
+        memory: ChildMemory | None = None
         try:
             memory = ChildMemory(vm, hypervisor)
-        except BaseException:
-            vm.close()
-            raise
-        super().__init__(hypervisor, partition_id, memory, vm)  # type: ignore[arg-type]
-        self.flags = flags
-        self.disabled_features = disabled_features
-        self.state = CREATED
-        self.recommendations = RECOMMEND_RELAXED_TIMING | RECOMMEND_NO_AUTO_EOI
-        self._synthetic_features = 0
-        self._table: dict[int, ChildVp] = {}
-        #: processors whose VP was deleted: KVM keeps them until the machine goes
-        self._spare: dict[int, Vcpu] = {}
-        self._began_at = 0
-        self.unimplemented_msr_action: int = 0
-        self.processors_per_socket: int = 0
-        #: 0.0: not finalized; then until when FINALIZE waits for the root to take a last message; -1.0: it has
-        self.purging_until = 0.0
-        try:
-            memory.bind(hypervisor.root.memory)
+            super().__init__(hypervisor, partition_id, memory, vm)  # type: ignore[arg-type]
+            self.root = hypervisor.root
+            self.trace = self.root.trace
+            self.flags = flags
+            self.disabled_features = disabled_features
+            self.state = CREATED
+            self.recommendations = RECOMMEND_RELAXED_TIMING | RECOMMEND_NO_AUTO_EOI
+            self._synthetic_features = 0
+            self._table: dict[int, ChildVp] = {}
+            #: processors of deleted VPs: KVM keeps them until the machine goes
+            self._spare: dict[int, Vcpu] = {}
+            #: until when FINALIZE waits for the root to take a last message
+            self._purge_until = 0.0
+            self._reported = False
+            self.held = 0
+            self.pinned = 0
+            self.unimplemented_msr_action = 0
+            self.processors_per_socket = 0
+            memory.bind(self.root.memory)
             vm.filter_msrs([(msrs.FIRST, msrs.COUNT)])
             self.interrupts = ChildInterrupts(self)
             self.interrupts.create_irqchip()
             self.doorbells = Doorbells(hypervisor)
             self.intercepts = InstalledIntercepts()
             self.cpuid_results = CpuidResults()
-            self.time: ChildTime = ChildTime(self)
+            self.time = ChildTime(self, vp)
             self.overlay_pages = OverlayPages(self)
             self.hypercall_page = self.overlay_pages.allocate(writable=False)
             self.tsc_page = self.overlay_pages.allocate(writable=False)
         except BaseException:
             vm.close()
-            memory.close()
+            if memory is not None:
+                memory.close()
             raise
 
-    # --- features -------------------------------------------------------------------------------------------------
+    # --- features -----------------------------------------------------------------------------------------------------
     @property
     def synthetic_features(self) -> int:
         """Property SYNTHETIC_PROC_FEATURES as it was set."""
@@ -103,16 +124,12 @@ class ChildPartition(Partition):
         """Property TIME_FREEZE."""
         return self.time.frozen
 
-    def host_reference_time(self) -> int:
-        """Reference time by the host's clock, for when every VP runs."""
-        return (monotonic_ns() - self._began_at) // 100
-
     def require(self, state: int) -> None:
         """HV_STATUS_INVALID_PARTITION_STATE unless the partition is in ``state``."""
         if self.state != state:
             raise HvError(status.INVALID_PARTITION_STATE)
 
-    # --- VPs ------------------------------------------------------------------------------------------------------
+    # --- VPs ----------------------------------------------------------------------------------------------------------
     def vp(self, index: int) -> ChildVp:
         """The VP with that index. HV_STATUS_INVALID_VP_INDEX."""
         vp = self._table.get(index)
@@ -120,74 +137,142 @@ class ChildPartition(Partition):
             raise HvError(status.INVALID_VP_INDEX)
         return vp
 
-    def create_vp(self, index: int) -> ChildVp:
-        """A VP in its state after reset, parked. INVALID_VP_INDEX: it exists, or the index is 256 or above."""
+    def create_vp(self, index: int, root_vp: VirtualProcessor) -> ChildVp:
+        """A VP in its state after reset, parked; ``root_vp`` makes the call.
+
+        HvError: INVALID_PARTITION_STATE unless initialized; INVALID_VP_INDEX when it exists or the index is 256 or
+        above. KvmError or OSError when the host has no room, with nothing changed.
+        """
+        self.require(INITIALIZED)
         if index in self._table or index >= VP_LIMIT:
             raise HvError(status.INVALID_VP_INDEX)
         vcpu = self._spare.pop(index, None) or self.vm.create_vcpu(index)
-        pages = tuple(self.overlay_pages.allocate() for _ in range(4))
-        vp = ChildVp(self, index, vcpu, pages)
-        vp.trace = self.trace
-        vp_registers.reset(vp)
+        pages: list[ChildOverlay] = []
+        try:
+            while len(pages) < _PAGES_PER_VP:
+                pages.append(self.overlay_pages.allocate())
+            vp = ChildVp(self, index, vcpu, tuple(pages))
+            vp.trace = self.trace
+            vp_registers.reset(vp)
+            self.time.join(vp, root_vp)
+        except BaseException:
+            self._spare[index] = vcpu
+            for page in pages:
+                self.overlay_pages.free(page)
+            raise
         vp.created = True
         self._table[index] = vp
         self.vps.append(vp)
         self.vps.sort(key=lambda other: other.index)
-        if len(self.vps) == 1:
-            self._began_at = monotonic_ns()
-            self.time.begin()
-        else:
-            self._join_clock(vp)
         vp.start()
         return vp
 
-    def _join_clock(self, vp: ChildVp) -> None:
-        """A later VP has the TSC of the others (KVM starts each at its own 0 when the machine is old enough)."""
-        for other in self.vps:
-            if other is not vp and not other.running:
-                vp.vcpu.set_msr(MSR_TSC, other.vcpu.get_msr(MSR_TSC))
-                return
-
     def delete_vp(self, index: int) -> None:
-        """Stops the VP and forgets it."""
+        """Stops the VP and forgets it; its state pages are back in the pool. HV_STATUS_INVALID_VP_INDEX.
+
+        Lets Hypervisor.lock go meanwhile.
+        """
+        self.require(INITIALIZED)
         vp = self.vp(index)
+        self.pinned += 1
+        try:
+            vp.stop_and_join()
+        finally:
+            self.pinned -= 1
+        if self._table.get(index) is not vp:  # somebody else was quicker
+            raise HvError(status.INVALID_VP_INDEX)
+        if self.pinned:  # somebody waits for this very VP, perhaps
+            raise Restart
         del self._table[index]
         self.vps.remove(vp)
-        vp.stop_and_join()
         vp_state.unmap_pages(vp)
+        for page in vp.pages:
+            self.overlay_pages.free(page)  # type: ignore[arg-type]
+        self.cpuid_results.forget(index)
         self._spare[index] = vp.vcpu
 
-    # --- the end --------------------------------------------------------------------------------------------------
+    def hold(self) -> None:
+        """No VP is in guest mode when it returns, and none enters it until :meth:`let_go`. Suspend registers stay as
+        they are. Lets Hypervisor.lock go meanwhile.
+
+        HV_STATUS_INVALID_PARTITION_STATE when the partition has ended meanwhile.
+        """
+        self.held += 1
+        for vp in list(self.vps):
+            vp.await_parked()
+        if self.state > INITIALIZED:
+            self.held -= 1
+            raise HvError(status.INVALID_PARTITION_STATE)
+
+    def let_go(self) -> None:
+        """VPs that are not suspended run on."""
+        self.held -= 1
+        if not self.held:
+            for vp in self.vps:
+                if vp.root_vp is not None:
+                    vp.resume(vp.root_vp)
+
+    # --- failures on the host's side ----------------------------------------------------------------------------------
+    def vp_failed(self, vp: ChildVp, error: BaseException) -> None:
+        """The thread of ``vp`` cannot go on. Its siblings and the root do; the first failure is told on stderr."""
+        if not isinstance(error, KvmError | HypervisorError) and self.defect is None:
+            self.defect = error
+        if self._reported:
+            return
+        self._reported = True
+        what = str(error) if isinstance(error, KvmError | HypervisorError) else f"internal error: {error!r}"
+        self.end("host-error", f"VP {vp.index} of partition {self.id} stopped: {what}")
+
     def stopping(self) -> None:
-        """A failure on the host's side: the child's VPs stand still, its siblings and the root go on."""
-        sys.stderr.write(f"rootvisor: child partition {self.id} stopped: {self.detail or self.ended}\n")
-        for vp in self.vps:
-            vp.stopping = True
+        """A child that ended by itself is reported; it stays until the root takes it apart."""
+        sys.stderr.write(f"rootvisor: {self.detail or self.ended}\n")
+        if self.trace is not None:
+            self.trace.event("child-ended", f"partition {self.id}: {self.ended} {self.detail}")
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """Ends the threads of all VPs. Lets Hypervisor.lock go meanwhile, if it is held."""
+        self.pinned += 1
+        try:
+            for vp in list(self.vps):
+                vp.stop_and_join()
+        finally:
+            self.pinned -= 1
 
     def finalize(self) -> None:
-        """Stops all VPs and frees everything but the deposited pages. Lets Hypervisor.lock go meanwhile."""
-        self.state = FINALIZED
-        vps = list(self.vps)
-        for vp in vps:
-            vp.stop_and_join()
-        self.hypervisor.ports.remove_partition(self.id)
-        for vp in vps:
-            vp_state.unmap_pages(vp)
-        self._release()
+        """No VP, mapping, port, connection or message of the partition is left, and nothing of the host's but the
+        deposited pages. HV_STATUS_INVALID_PARTITION_STATE unless initialized.
 
-    def _release(self) -> None:
+        Lets Hypervisor.lock go while VPs stop. Restart: another call still needs them, or a root VP's slot still holds
+        a message, whose handler knows the partition only until FINALIZE has returned (contract T3).
+        """
+        if self.state != STOPPING:
+            self.require(INITIALIZED)
+        self.state = STOPPING
+        self.stop()
+        if self.state != STOPPING:  # another call has done the rest
+            raise HvError(status.INVALID_PARTITION_STATE)
+        if self.pinned:
+            raise Restart
+        self.hypervisor.ports.remove_partition(self.id)
+        if not self.hypervisor.messages.purge(self.id):
+            now = monotonic()
+            self._purge_until = self._purge_until or now + _PURGE_S
+            if now < self._purge_until:
+                raise Restart
+        self.close()
+
+    def close(self) -> None:
+        """Frees everything of the host's; all threads have ended, or are ended now. Safe in every state."""
+        if self.state == FINALIZED:
+            return
+        self.stop()
+        self.state = FINALIZED
+        for vp in self.vps:
+            vp_state.unmap_pages(vp)
         self._table.clear()
         self.vps.clear()
         self._spare.clear()
         self.vm.close()
         self.overlay_pages.close()
         self.memory.close()
-        self.hypervisor.forget_statistics(self.id)
-
-    def close(self) -> None:
-        """The hypervisor ends; the root's VPs have stopped. Safe in every state."""
-        if self.state != FINALIZED:
-            for vp in list(self.vps):
-                vp.stop_and_join()
-            self._release()
-            self.state = FINALIZED

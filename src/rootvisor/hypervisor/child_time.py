@@ -1,96 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock of a child: reference time and TSC, and what freezing them means (property TIME_FREEZE).
+"""The clock of a child: TSC and reference time, and what it means that they stand still (property TIME_FREEZE).
 
-While time is frozen the reference time stands, and with the thaw every VP's TSC goes on where it was. The timer of
-KVM's local APIC goes on; its expiry is delivered when the VP runs.
+All clocks hang on the host's TSC. The TSC of a child is the host's less what it was when the partition was made and
+less the time that it was frozen for; KVM is told the difference (``KVM_VCPU_TSC_OFFSET``), so that all VPs agree to the
+cycle. Reference time is a linear function of that TSC and never jumps with it. The host's TSC is read through a VP of
+the root, which cannot be in guest mode while it makes a hypercall: nobody waits for a running child.
+
+While time is frozen no VP runs: who is resumed starts with the thaw. KVM's local APIC timers go on in the host; a
+thaw sets each back to what it had left when time stopped. What falls short: the tick of a periodic timer that was due
+but not yet delivered at that moment is lost.
 """
 
 from __future__ import annotations
 
+from ..kvm import tsc_offset
 from ..kvm.abi import MSR_TSC
-from ..kvm.errors import KvmError
+from .errors import Restart
 from .reference_time import ReferenceTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .child_partition import ChildPartition
+    from .child_vp import ChildVp
+    from .vp import VirtualProcessor
+
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+_MSR_TSC_DEADLINE = 0x6E0
+# the local APIC's page
+_LVT_TIMER, _CURRENT_COUNT = 0x320, 0x390
+_TIMER_MODE = 3 << 17
+_TSC_DEADLINE_MODE = 2 << 17
+
+
+def host_tsc(vp: VirtualProcessor) -> int:
+    """The host's TSC, in units of the partitions' TSC. ``vp`` is not in KVM_RUN.
+
+    On hosts that do not tell offsets (before 5.16) it is the VP's own TSC: of no meaning, but as good a clock.
+    """
+    return vp.vcpu.get_msr(MSR_TSC) - (tsc_offset.get(vp.vcpu) or 0) & _MASK64
 
 
 class ChildTime:
-    """Begins with the first VP, at 0, or at what was set before. Under Hypervisor.lock."""
+    """Under Hypervisor.lock. Begins at 0, when the partition is made by ``vp`` of the root."""
 
-    __slots__ = ("_child", "_frozen_at", "_tscs", "frozen")
+    __slots__ = ("_base", "_changing", "_child", "_stopped_at", "frozen")
 
-    def __init__(self, child: ChildPartition) -> None:
+    def __init__(self, child: ChildPartition, vp: VirtualProcessor) -> None:
         self._child = child
+        #: the child's TSC less the host's
+        self._base = -host_tsc(vp) & _MASK64
         self.frozen = False
-        #: reference time while it stands
-        self._frozen_at = 0
-        #: TSC of each VP when time was frozen
-        self._tscs: dict[int, int] = {}
+        #: the host's TSC when time was frozen
+        self._stopped_at = 0
+        #: a freeze waits for VPs
+        self._changing = False
+        child.reference_time = ReferenceTime(child.hypervisor.root.reference_time.tsc_hz, 0)
 
-    def begin(self) -> None:
-        """The first VP is there: its TSC is the partition's clock."""
-        vcpu = self._child.vps[0].vcpu
-        self._child.reference_time = ReferenceTime(vcpu.tsc_khz() * 1000, vcpu.get_msr(MSR_TSC))
-        if self._frozen_at:
-            self._move(self._frozen_at)
-        self._publish()
+    def _tsc(self, vp: VirtualProcessor) -> int:
+        return self._base + (self._stopped_at if self.frozen else host_tsc(vp)) & _MASK64
 
-    def now(self) -> int:
-        """Reference time in 100 ns."""
-        if self.frozen or not self._child.vps:
-            return self._frozen_at
-        vp = self._child.vps[0]
-        if vp.running:
-            # An ioctl would wait for the VP; another's TSC is the same as long as nobody sets it.
-            for other in self._child.vps:
-                if not other.running:
-                    vp = other
-                    break
-            else:
-                return self._child.host_reference_time()
-        return self._child.reference_time.at(vp.vcpu.get_msr(MSR_TSC))
+    def join(self, new: ChildVp, vp: VirtualProcessor) -> None:
+        """``new`` gets the TSC of the partition; ``vp`` is the root's that makes the call."""
+        if not tsc_offset.set(new.vcpu, self._base):
+            new.vcpu.set_msr(MSR_TSC, host_tsc(vp) + self._base & _MASK64)
 
-    def set(self, value: int) -> None:
-        """Reference time is ``value`` now."""
-        if self.frozen or not self._child.vps:
-            self._frozen_at = value
-        else:
-            self._move(value)
-        self._publish()
+    # --- reference time -----------------------------------------------------------------------------------------------
+    def now(self, vp: VirtualProcessor) -> int:
+        """Reference time in 100 ns; ``vp`` is the root's that asks."""
+        return self._child.reference_time.at(self._tsc(vp))
 
-    def freeze(self) -> None:
-        """Time stands. VPs are expected to be parked; one that runs keeps its TSC going."""
-        if self.frozen:
-            return
-        self._frozen_at = self.now()
-        self.frozen = True
-        self._tscs = {vp.index: vp.vcpu.get_msr(MSR_TSC) for vp in self._child.vps if not vp.running}
-
-    def thaw(self) -> None:
-        """Time goes on where it stood."""
-        if not self.frozen:
-            return
-        self.frozen = False
-        for vp in self._child.vps:
-            if vp.index in self._tscs and not vp.running:
-                try:
-                    vp.vcpu.set_msr(MSR_TSC, self._tscs[vp.index])
-                except KvmError:
-                    pass  # then its TSC has moved on
-        self._tscs.clear()
-        if self._child.vps:
-            self._move(self._frozen_at)
-            self._publish()
-
-    def _move(self, value: int) -> None:
+    def set(self, value: int, vp: VirtualProcessor) -> None:
+        """Reference time is ``value`` now; the guest's page follows."""
         time = self._child.reference_time
-        vp = self._child.vps[0]
-        if not vp.running:
-            time.offset = value - ((vp.vcpu.get_msr(MSR_TSC) * time.scale) >> 64)
-
-    def _publish(self) -> None:
+        time.offset = value - (self._tsc(vp) * time.scale >> 64)
         page = self._child.tsc_page
         if page.enabled:
-            self._child.reference_time.write_page(page.view)
+            time.sequence = time.sequence + 1 & 0xFFFFFFFF
+            time.write_page(page.view)
+
+    # --- freezing -----------------------------------------------------------------------------------------------------
+    def freeze(self, vp: VirtualProcessor) -> None:
+        """Time stands when it returns. Lets Hypervisor.lock go while VPs leave guest mode; Restart when another call
+        does the same."""
+        if self._changing:
+            raise Restart
+        if self.frozen:
+            return
+        self._changing = True
+        try:
+            self._child.hold()
+        finally:
+            self._changing = False
+        self._stopped_at = host_tsc(vp)
+        self.frozen = True
+        for one in self._child.vps:
+            stored = one.stored
+            if stored.timer_count is None:
+                lapic = one.vcpu.lapic()
+                stored.timer_count = int.from_bytes(lapic[_CURRENT_COUNT : _CURRENT_COUNT + 4], "little")
+
+    def thaw(self, vp: VirtualProcessor) -> None:
+        """Time goes on where it stood, and with it the VPs that are not suspended. Restart as :meth:`freeze`."""
+        if self._changing:
+            raise Restart
+        if not self.frozen:
+            return
+        gone = host_tsc(vp) - self._stopped_at
+        self._base = self._base - gone & _MASK64
+        self.frozen = False
+        for one in self._child.vps:
+            self._continue(one, gone)
+        self._child.let_go()
+
+    def _continue(self, vp: ChildVp, gone: int) -> None:
+        vcpu = vp.vcpu
+        deadline = vcpu.try_msr(_MSR_TSC_DEADLINE)
+        offset = tsc_offset.get(vcpu)
+        if offset is None:
+            vcpu.set_msr(MSR_TSC, vcpu.get_msr(MSR_TSC) - gone & _MASK64)
+        else:
+            tsc_offset.set(vcpu, offset - gone & _MASK64)
+        lapic = vcpu.lapic()
+        if int.from_bytes(lapic[_LVT_TIMER : _LVT_TIMER + 4], "little") & _TIMER_MODE == _TSC_DEADLINE_MODE:
+            if deadline:
+                vcpu.set_msr(_MSR_TSC_DEADLINE, deadline)
+        elif vp.stored.timer_count:
+            # KVM starts the timer with this count. One that had run out is left alone: its interrupt may be pending.
+            lapic[_CURRENT_COUNT : _CURRENT_COUNT + 4] = vp.stored.timer_count.to_bytes(4, "little")
+            vcpu.set_lapic(lapic)
+
+    # --- the register TSC of a parked VP ------------------------------------------------------------------------------
+    def get_tsc(self, vp: ChildVp) -> int:
+        """The VP's TSC: what its guest would read."""
+        offset = tsc_offset.get(vp.vcpu) if self.frozen else None
+        if offset is None:
+            return vp.vcpu.get_msr(MSR_TSC)
+        return self._stopped_at + offset & _MASK64
+
+    def set_tsc(self, vp: ChildVp, value: int) -> None:
+        """What the VP's guest reads from now, or from the thaw on."""
+        if not self.frozen or not tsc_offset.set(vp.vcpu, value - self._stopped_at & _MASK64):
+            vp.vcpu.set_msr(MSR_TSC, value)

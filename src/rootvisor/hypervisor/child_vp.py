@@ -18,9 +18,10 @@ from _signal import (  # type: ignore[import-not-found, unused-ignore]
     pthread_sigmask,
     sigtimedwait,
 )
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock, get_ident, start_new_thread
 from errno import EFAULT, EINVAL
 from fcntl import ioctl
+from time import pthread_getcpuclockid
 
 from ..kvm import abi
 from ..kvm.errors import ioctl_error
@@ -88,8 +89,8 @@ class ChildVp(VirtualProcessor):
 
     __slots__ = (
         "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
-        "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "register_page",
-        "root_vp", "running", "stored", "u32",
+        "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "pages",
+        "register_page", "root_vp", "running", "stored", "u32",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -97,6 +98,7 @@ class ChildVp(VirtualProcessor):
     def __init__(self, child: ChildPartition, index: int, vcpu: Vcpu, pages: tuple[OverlayPage, ...]) -> None:
         """``pages`` are the VP's assist page, SIMP, SIEFP and SIRBP (overlay pages of the child)."""
         super().__init__(child, index, vcpu, pages)
+        self.pages = pages
         self.explicit_suspend = True
         self.intercept_suspend = False
         self.running = False
@@ -135,7 +137,7 @@ class ChildVp(VirtualProcessor):
     def suspend(self) -> None:
         """EXPLICIT_SUSPEND := 1. Returns when the VP has left guest mode; lets Hypervisor.lock go meanwhile."""
         self.explicit_suspend = True
-        self._await_parked()
+        self.await_parked()
 
     def clear_intercept_suspend(self, root_vp: VirtualProcessor | None = None) -> None:
         """INTERCEPT_SUSPEND := 0; resumes the VP if ``root_vp`` is given and EXPLICIT_SUSPEND is 0 too."""
@@ -152,8 +154,10 @@ class ChildVp(VirtualProcessor):
         """Lets the VP run if neither register suspends it, with what the register page and others have changed."""
         if self.explicit_suspend or self.intercept_suspend or self.running or self.stopping:
             return
-        vp_registers.before_run(self)
         self.root_vp = root_vp
+        if self.partition.held:  # ChildPartition.let_go comes here again
+            return
+        vp_registers.before_run(self)
         self.running = True
         if not self._started:
             self._started = True
@@ -181,18 +185,23 @@ class ChildVp(VirtualProcessor):
             if held is not None:
                 lock._acquire_restore(held)  # type: ignore[attr-defined]
 
-    def _await_parked(self) -> None:
-        lock = self.partition.hypervisor.lock
-        while self.running and self.explicit_suspend:
+    def await_parked(self) -> None:
+        """Returns when the VP has left guest mode for EXPLICIT_SUSPEND or because its partition is held; lets
+        Hypervisor.lock go meanwhile."""
+        partition = self.partition
+        lock = partition.hypervisor.lock
+        while self.running and (self.explicit_suspend or partition.held):
             waiter = allocate_lock()
             waiter.acquire()
             self._waiters.append(waiter)
             self.vcpu.kick()
+            partition.pinned += 1
             held = lock._release_save()  # type: ignore[attr-defined]
             try:
                 waiter.acquire(timeout=_KICK_AGAIN_S)
             finally:
                 lock._acquire_restore(held)  # type: ignore[attr-defined]
+                partition.pinned -= 1
 
     def _park(self) -> None:
         """The VP is out of guest mode and stays so. Its own thread, with the lock."""
@@ -231,6 +240,36 @@ class ChildVp(VirtualProcessor):
         return _TELL
 
     # --- the thread ---------------------------------------------------------------------------------------------------
+    def thread(self) -> None:
+        """Body of the VP's thread; then lets go of ``finished``.
+
+        A failure on the host's side ends neither the root nor the thread, which somebody may wait for: from then on
+        every resume gives an UNRECOVERABLE_EXCEPTION.
+        """
+        self.vcpu.thread = get_ident()
+        self.cpu_clock = pthread_getcpuclockid(get_ident())
+        try:
+            self._run()
+        except Exception as error:
+            self.partition.vp_failed(self, error)
+            self._stand_still()
+        finally:
+            self.vcpu.thread = 0
+            self.running = False
+            self.finished.release()
+
+    def _stand_still(self) -> None:
+        partition = self.partition
+        while not self.stopping:
+            with partition.hypervisor.lock:
+                outcome = _PARKED
+                if self.running:
+                    outcome = self._intercept(tlfs.UNRECOVERABLE_EXCEPTION, intercepts.plain(self))
+            if outcome == _TELL:
+                partition.hypervisor.messages.post_opaque(partition, self)
+            if not self._resumed():
+                return
+
     def _run(self) -> None:
         vcpu = self.vcpu
         # SIGUSR1 stays blocked outside KVM_RUN: a kick then ends KVM_RUN and nothing else. It never reaches Python's
@@ -333,10 +372,11 @@ class ChildVp(VirtualProcessor):
         """KVM_RUN gave EINTR; without the lock."""
         self.u8[abi.RUN_IMMEDIATE_EXIT] = 0
         sigtimedwait(_SIGUSR1_ONLY, 0)
-        if not self.explicit_suspend and not self.stopping:
+        partition = self.partition
+        if not self.explicit_suspend and not self.stopping and not partition.held:
             return _GO_ON
-        with self.partition.hypervisor.lock:
-            if not self.explicit_suspend and not self.stopping:
+        with partition.hypervisor.lock:
+            if not self.explicit_suspend and not self.stopping and not partition.held:
                 return _GO_ON
             self._park()
             return _PARKED

@@ -8,6 +8,7 @@ from _thread import RLock
 from ..kvm.system import Kvm
 from ..tlfs import hypercalls, status
 from . import calls
+from .deposits import DepositedPages
 from .errors import HvError
 from .partition import Partition
 from .root_partition import RootPartition
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
     from .child_partition import ChildPartition
     from .ports import Ports
     from .root_messages import RootMessages
+    from .vp import VirtualProcessor
 
 #: The root partition's id. Not 0 (invalid) and not all ones ("self").
 ROOT_PARTITION_ID = 1
 MAX_VPS = 64
 MAX_LPS = 64
-
-_OBJECTS_OF_PARTITIONS = (hypercalls.STATS_PARTITION, hypercalls.STATS_VP)
 
 
 class Version:
@@ -50,6 +50,7 @@ class Hypervisor:
         "kvm",
         "lock",
         "logical_processors",
+        "lost",
         "max_lps",
         "max_vps",
         "partitions",
@@ -73,8 +74,10 @@ class Hypervisor:
         self.root: RootPartition
         #: ids are never used again: messages carry them
         self._next_id = ROOT_PARTITION_ID + 1
-        #: every page of the root that is in some pool
-        self.deposited: set[int] = set()
+        #: every page of the root that is in some pool, and those that went with a partition
+        self.deposited = DepositedPages()
+        #: pages that were in a partition's pool when it was deleted: nobody can withdraw them any more
+        self.lost: set[int] = set()
         self._messages: RootMessages | None = None
         self._ports: Ports | None = None
         #: LP index -> APIC id; LP 0 exists from the start
@@ -89,15 +92,23 @@ class Hypervisor:
         self.root = partition
         return partition
 
-    def create_child(self, flags: int, disabled_features: tuple[int, int, int]) -> ChildPartition:
-        """A new child of the root. KvmError when the host has no room for another machine."""
+    def create_child(
+        self, vp: VirtualProcessor, flags: int, disabled_features: tuple[int, int, int]
+    ) -> ChildPartition:
+        """A new child of the root, whose ``vp`` makes the call. KvmError, OSError: the host has no room for another
+        machine."""
         from .child_partition import ChildPartition
 
-        child = ChildPartition(self, self._next_id, flags, disabled_features)
-        child.trace = self.root.trace
+        child = ChildPartition(self, self._next_id, vp, flags, disabled_features)
         self._next_id += 1
         self.partitions[child.id] = child
         return child
+
+    def remove_child(self, child: ChildPartition) -> None:
+        """The id is gone. Pages left in its pool are nobody's."""
+        del self.partitions[child.id]
+        self.lost.update(child.deposits.free)
+        self.lost.update(child.deposits.used)
 
     @property
     def messages(self) -> RootMessages:
@@ -119,9 +130,7 @@ class Hypervisor:
 
     def owns(self, gpn: int, count: int) -> bool:
         """Whether some of the root's pages gpn .. gpn + count - 1 are the hypervisor's: reserved, or deposited."""
-        return self.root.owned_pages.overlaps(gpn, count) or not self.deposited.isdisjoint(
-            range(gpn, gpn + count)
-        )
+        return self.root.owned_pages.overlaps(gpn, count) or self.deposited.overlaps(gpn, count)
 
     def partition(self, caller: Partition, partition_id: int) -> Partition:
         """The partition that a hypercall names: itself, or one of its children. HV_STATUS_INVALID_PARTITION_ID."""
@@ -133,12 +142,14 @@ class Hypervisor:
                 return child
         raise HvError(status.INVALID_PARTITION_ID)
 
-    def forget_statistics(self, partition_id: int) -> None:
-        """The pages of a partition's counters, and of its VPs', go back to the pool that they came from."""
-        name = partition_id.to_bytes(8, "little")
-        statistics = self.root.statistics
-        for key in [key for key in statistics if key[0] in _OBJECTS_OF_PARTITIONS and key[1][:8] == name]:
-            self.root.deposits.release(statistics.pop(key))
+    def children(self) -> list[ChildPartition]:
+        """All children there are."""
+        return [partition for partition in self.partitions.values() if partition is not self.root]  # type: ignore[misc]
+
+    def stop_children(self) -> None:
+        """Ends the threads of all children's VPs; the root's have ended."""
+        for child in self.children():
+            child.stop()
 
     def close(self) -> None:
         """Closes every partition, children first, and /dev/kvm."""

@@ -102,13 +102,14 @@ class RootPartition(Partition):
             start_new_thread(vp.thread, ())
 
     def stop(self) -> None:
-        """Stops and joins every VP's thread."""
+        """Stops and joins every VP's thread, then those of the children."""
         for vp in self.vps:
             vp.stop()
         for vp in self.vps:
             while not vp.finished.acquire(timeout=0.2):
                 vp.stop()  # a kick can meet the moment before KVM_RUN
             vp.finished.release()
+        self.hypervisor.stop_children()
 
     def stopping(self) -> None:
         """Stops the VPs and signals ``ended_fd``."""

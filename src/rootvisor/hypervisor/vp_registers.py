@@ -67,6 +67,7 @@ class StoredState:
         "dr7",
         "fpu",
         "page_filled",
+        "plain",
         "root_signals",
         "state_pages",
         "stimers",
@@ -83,6 +84,8 @@ class StoredState:
         self.root_signals = 0
         #: VP state pages: type (tlfs.vp_state.PAGE_*) -> page of the child's pool
         self.state_pages: dict[int, int] = {}
+        #: registers that the processor does not have and VMMs expect
+        self.plain: dict[int, int] = {}
         self.fpu = FpuImage()
         #: the register page has been filled since the VP stopped
         self.page_filled = False
@@ -177,6 +180,35 @@ def _msr(index: int) -> tuple[Get, Set]:
             )
 
     return read, write
+
+
+def _optional(name: int, pair: tuple[Get, Set]) -> tuple[Get, Set]:
+    """An MSR that VMMs read and write without asking whether there is one: else it is a plain value."""
+    read, write = pair
+
+    def get_value(vp: ChildVp) -> int:
+        try:
+            return read(vp)
+        except HvError:
+            return vp.stored.plain.get(name, 0)
+
+    def set_value(vp: ChildVp, value: int) -> None:
+        try:
+            write(vp, value)
+        except HvError as error:
+            if error.status != status.INVALID_PARAMETER:
+                raise
+            vp.stored.plain[name] = value
+
+    return get_value, set_value
+
+
+def _get_tsc(vp: ChildVp) -> int:
+    return vp.partition.time.get_tsc(vp)
+
+
+def _set_tsc(vp: ChildVp, value: int) -> None:
+    vp.partition.time.set_tsc(vp, value & _MASK64)
 
 
 def _get_ssp(vp: ChildVp) -> int:
@@ -318,6 +350,9 @@ def _build() -> None:
         both(names.DR0 + number, _debug(index))
     for name, msr in _msrs().items():
         both(name, _msr(msr))
+    for name in (names.TSC_AUX, names.DEBUG_CTL):
+        both(name, _optional(name, (_GET[name], _SET[name])))
+    both(names.TSC, (_get_tsc, _set_tsc))
     both(names.SSP, (_get_ssp, _set_ssp))
     both(names.PENDING_INTERRUPTION, (vp_events.pending_interruption, vp_events.set_pending_interruption))
     both(names.INTERRUPT_STATE, (vp_events.interrupt_state, vp_events.set_interrupt_state))
@@ -335,7 +370,7 @@ def _build() -> None:
 def _msrs() -> dict[int, int]:
     """Names that are MSRs of KVM's."""
     table = {
-        names.TSC: 0x10, names.KERNEL_GS_BASE: 0xC0000102, names.PAT: 0x277, names.SYSENTER_CS: 0x174,
+        names.KERNEL_GS_BASE: 0xC0000102, names.PAT: 0x277, names.SYSENTER_CS: 0x174,
         names.SYSENTER_EIP: 0x176, names.SYSENTER_ESP: 0x175, names.STAR: 0xC0000081, names.LSTAR: 0xC0000082,
         names.CSTAR: 0xC0000083, names.SFMASK: 0xC0000084, names.MTRR_CAP: 0xFE, names.MTRR_DEF_TYPE: 0x2FF,
         names.MTRR_FIX64K00000: 0x250, names.MTRR_FIX16K80000: 0x258, names.MTRR_FIX16KA0000: 0x259,

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from struct import unpack_from
+from struct import pack, unpack_from
 
+from ...kvm.abi import MSR_TSC
 from ...tlfs import hypercalls, privileges, status
 from ..errors import HvError
 from ..hypercall_table import TABLE
@@ -26,22 +27,25 @@ def deposit_memory(
 ) -> int:
     """The caller gives pages to ``partition_id``'s pool: all of them, or none.
 
-    INVALID_PARAMETER: not the caller's RAM, a page of the hypervisor's own, deposited already, or twice in the list.
+    INVALID_PARAMETER: not the caller's RAM, a page of the hypervisor's own, deposited already, twice in the list, or
+    mapped into a child. The root frees the whole list when the call fails.
     """
     caller = root_of(vp)
-    target = caller.hypervisor.partition(caller, partition_id)
-    pages = unpack_from(f"<{count}Q", elements)[start:]
-    deposited = caller.hypervisor.deposited
-    if len(set(pages)) != len(pages):
+    hypervisor = caller.hypervisor
+    target = hypervisor.partition(caller, partition_id)
+    pages = unpack_from(f"<{count - start}Q", elements, start * 8)
+    taken = set(pages)
+    if len(taken) != len(pages):
         raise HvError(status.INVALID_PARAMETER, start)
+    memory = caller.memory
     for gpn in pages:
-        if gpn in deposited or gpn >> 40 or caller.owned_pages.contains(gpn):
+        if gpn >> 40 or hypervisor.owns(gpn, 1) or not memory.contains(gpn << 12, 4096):
             raise HvError(status.INVALID_PARAMETER, start)
-        try:
-            caller.memory.view(gpn << 12, 4096)
-        except ValueError:
-            raise HvError(status.INVALID_PARAMETER, start) from None
-    deposited.update(pages)
+    in_order = sorted(taken)
+    for child in hypervisor.children():
+        if child.memory.uses(in_order):
+            raise HvError(status.INVALID_PARAMETER, start)
+    hypervisor.deposited.add(pages, target.id, caller.reference_time.at(vp.vcpu.get_msr(MSR_TSC)))
     target.deposits.free.extend(pages)
     return count
 
@@ -58,13 +62,10 @@ def withdraw_memory(
 ) -> int:
     """Gives back pages that are not in use. NO_RESOURCES with the number of pages given when the pool runs out."""
     hypervisor = vp.partition.hypervisor
-    pool = hypervisor.partition(vp.partition, partition_id).deposits
-    done = start
-    while done < count:
-        if not pool.free:
-            raise HvError(status.NO_RESOURCES, done)
-        gpn = pool.free.pop()
-        hypervisor.deposited.discard(gpn)
-        output[done * 8 : done * 8 + 8] = gpn.to_bytes(8, "little")
-        done += 1
+    pages = hypervisor.partition(vp.partition, partition_id).deposits.take(count - start)
+    hypervisor.deposited.remove(pages)
+    done = start + len(pages)
+    output[start * 8 : done * 8] = pack(f"<{len(pages)}Q", *pages)
+    if done < count:
+        raise HvError(status.NO_RESOURCES, done)
     return done

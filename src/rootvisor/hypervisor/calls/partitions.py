@@ -7,12 +7,10 @@ root withdraws them before it deletes the partition.
 
 from __future__ import annotations
 
-from time import monotonic
-
 from ...kvm.errors import KvmError
 from ...tlfs import hypercalls, privileges, status
 from ...tlfs import partition_properties as tlfs
-from ..errors import HvError, Restart
+from ..errors import HvError
 from ..hypercall_table import TABLE
 from .callers import child_of, root_of
 
@@ -25,8 +23,6 @@ _FLAGS = (
     tlfs.FLAG_SMT | tlfs.FLAG_GPA_SUPER_PAGES | tlfs.FLAG_EXO | tlfs.FLAG_LAPIC | tlfs.FLAG_INTERCEPT_MESSAGE_PAGE
     | tlfs.FLAG_X2APIC | tlfs.FLAG_NESTED
 )  # fmt: skip
-#: FINALIZE waits this long for the root to take the partition's last message from its slot.
-_PURGE_S = 2.0
 
 
 @TABLE.simple(hypercalls.CREATE_PARTITION, tlfs.CREATE_PARTITION_INPUT, 8, privileges.CREATE_PARTITIONS)
@@ -40,15 +36,18 @@ def create_partition(
     disabled_xsave: int,
     isolation: int,
 ) -> bytes:
-    """The new partition's id. INVALID_PARAMETER: flags that are unknown or not offered; FEATURE_UNAVAILABLE: isolation;
+    """The new partition's id. INVALID_PARAMETER: flags that are unknown, or without which there is no partition here;
+    PROCESSOR_FEATURE_NOT_SUPPORTED: without local APICs of the hypervisor's; FEATURE_UNAVAILABLE: isolation;
     NO_RESOURCES: the host cannot make another machine."""
     root = root_of(vp)
     if isolation:
         raise HvError(status.FEATURE_UNAVAILABLE)
     if flags & ~_FLAGS or not flags & tlfs.FLAG_EXO or not flags & tlfs.FLAG_INTERCEPT_MESSAGE_PAGE:
         raise HvError(status.INVALID_PARAMETER)
+    if not flags & tlfs.FLAG_LAPIC:
+        raise HvError(status.PROCESSOR_FEATURE_NOT_SUPPORTED)
     try:
-        child = root.hypervisor.create_child(flags, (disabled0, disabled1, disabled_xsave))
+        child = root.hypervisor.create_child(vp, flags, (disabled0, disabled1, disabled_xsave))
     except (KvmError, OSError, MemoryError):
         raise HvError(status.NO_RESOURCES) from None
     return hypercalls.PARTITION_ID.pack(child.id)
@@ -66,23 +65,11 @@ def initialize_partition(vp: VirtualProcessor, partition_id: int) -> None:
 
 @TABLE.simple(hypercalls.FINALIZE_PARTITION, tlfs.PARTITION_ONLY_INPUT, 0, privileges.CREATE_PARTITIONS)
 def finalize_partition(vp: VirtualProcessor, partition_id: int) -> None:
-    """On return no VP, mapping, port or message of the partition is left.
+    """On return no VP, mapping, port or message of the partition is left. INVALID_PARTITION_STATE unless initialized.
 
-    A message that lies in the slot of a root VP must be taken by the root's interrupt handler, which knows the
-    partition only until this call returns: the call begins again until it has been.
+    The call begins again, with interrupts in between, while a root VP's slot holds a message of the partition.
     """
-    from ..child_partition import FINALIZED, INITIALIZED
-
-    child = child_of(vp, partition_id)
-    if child.purging_until == 0.0:
-        child.require(INITIALIZED)
-        child.purging_until = monotonic() + _PURGE_S
-        child.finalize()
-    elif child.state != FINALIZED or child.purging_until < 0.0:
-        raise HvError(status.INVALID_PARTITION_STATE)
-    if not child.hypervisor.messages.purge(child.id) and monotonic() < child.purging_until:
-        raise Restart
-    child.purging_until = -1.0
+    child_of(vp, partition_id).finalize()
 
 
 @TABLE.simple(hypercalls.DELETE_PARTITION, tlfs.PARTITION_ONLY_INPUT, 0, privileges.CREATE_PARTITIONS)
@@ -94,4 +81,4 @@ def delete_partition(vp: VirtualProcessor, partition_id: int) -> None:
     if child.state == CREATED:
         child.close()
     child.require(FINALIZED)
-    del child.hypervisor.partitions[child.id]
+    child.hypervisor.remove_child(child)

@@ -62,14 +62,14 @@ _COMMON: dict[int, Callable[[Partition, ChildPartition | None], int]] = {
     tlfs.PROCESSOR_FEATURES1: _processor("features1"),
 }
 #: Those that only a child has.
-_OF_CHILD: dict[int, Callable[[ChildPartition], int]] = {
-    tlfs.PRIVILEGE_FLAGS: lambda child: child.privileges,
-    tlfs.SYNTHETIC_PROC_FEATURES: lambda child: child.synthetic_features,
-    tlfs.TIME_FREEZE: lambda child: int(child.time.frozen),
-    tlfs.REFERENCE_TIME: lambda child: child.time.now(),
-    tlfs.PROCESSORS_PER_SOCKET: lambda child: child.processors_per_socket,
-    tlfs.GPA_PAGE_ACCESS_TRACKING: lambda child: int(child.memory.dirty is not None),
-    tlfs.UNIMPLEMENTED_MSR_ACTION: lambda child: child.unimplemented_msr_action,
+_OF_CHILD: dict[int, Callable[[ChildPartition, VirtualProcessor], int]] = {
+    tlfs.PRIVILEGE_FLAGS: lambda child, _vp: child.privileges,
+    tlfs.SYNTHETIC_PROC_FEATURES: lambda child, _vp: child.synthetic_features,
+    tlfs.TIME_FREEZE: lambda child, _vp: int(child.time.frozen),
+    tlfs.REFERENCE_TIME: lambda child, vp: child.time.now(vp),
+    tlfs.PROCESSORS_PER_SOCKET: lambda child, _vp: child.processors_per_socket,
+    tlfs.GPA_PAGE_ACCESS_TRACKING: lambda child, _vp: int(child.memory.dirty is not None),
+    tlfs.UNIMPLEMENTED_MSR_ACTION: lambda child, _vp: child.unimplemented_msr_action,
 }
 
 
@@ -81,12 +81,12 @@ _OF_CHILD: dict[int, Callable[[ChildPartition], int]] = {
 )
 def get_partition_property(vp: VirtualProcessor, partition_id: int, code: int) -> bytes:
     """A property's value. UNKNOWN_PROPERTY; INVALID_PARTITION_STATE once the child is finalized."""
-    from ..child_partition import FINALIZED
+    from ..child_partition import INITIALIZED
 
     root = root_of(vp)
     partition = root.hypervisor.partition(root, partition_id)
     child = None if partition is root else cast_child(partition)
-    if child is not None and child.state == FINALIZED:
+    if child is not None and child.state > INITIALIZED:
         raise HvError(status.INVALID_PARTITION_STATE)
     common = _COMMON.get(code)
     if common is not None:
@@ -94,57 +94,55 @@ def get_partition_property(vp: VirtualProcessor, partition_id: int, code: int) -
     own = _OF_CHILD.get(code)
     if own is None or child is None:
         raise HvError(status.UNKNOWN_PROPERTY)
-    return tlfs.PROPERTY_OUTPUT.pack(own(child))
+    return tlfs.PROPERTY_OUTPUT.pack(own(child, vp))
 
 
 # --- setting --------------------------------------------------------------------------------------------------------
-def _set_synthetic_features(child: ChildPartition, value: int) -> None:
+def _set_synthetic_features(child: ChildPartition, value: int, _vp: VirtualProcessor) -> None:
     child.synthetic_features = value
 
 
-def _set_time_freeze(child: ChildPartition, value: int) -> None:
+def _set_time_freeze(child: ChildPartition, value: int, vp: VirtualProcessor) -> None:
     if value > 1:
         raise HvError(status.PROPERTY_VALUE_OUT_OF_RANGE)
     if value:
-        child.time.freeze()
+        child.time.freeze(vp)
     else:
-        child.time.thaw()
+        child.time.thaw(vp)
 
 
-def _set_reference_time(child: ChildPartition, value: int) -> None:
-    if not child.time.frozen:
-        raise HvError(status.INVALID_PARTITION_STATE)
-    child.time.set(value)
+def _set_reference_time(child: ChildPartition, value: int, vp: VirtualProcessor) -> None:
+    if value >> 63:
+        raise HvError(status.PROPERTY_VALUE_OUT_OF_RANGE)
+    child.time.set(value, vp)
 
 
-def _set_processors_per_socket(child: ChildPartition, value: int) -> None:
+def _set_processors_per_socket(child: ChildPartition, value: int, _vp: VirtualProcessor) -> None:
     child.processors_per_socket = value
 
 
-def _set_tracking(child: ChildPartition, value: int) -> None:
-    """KVM's memory slots change: no VP may run meanwhile, and those that did go on afterwards."""
+def _set_tracking(child: ChildPartition, value: int, _vp: VirtualProcessor) -> None:
+    """KVM's memory slots change: no VP may run meanwhile."""
     if value > 1:
         raise HvError(status.PROPERTY_VALUE_OUT_OF_RANGE)
-    running = [vp for vp in child.vps if vp.running]
-    for vp in running:
-        vp.suspend()
-    if value:
-        child.memory.start_tracking()
-    else:
-        child.memory.stop_tracking()
-    for vp in running:
-        if vp.root_vp is not None:
-            vp.clear_explicit_suspend(vp.root_vp)
+    child.hold()
+    try:
+        if value:
+            child.memory.start_tracking()
+        else:
+            child.memory.stop_tracking()
+    finally:
+        child.let_go()
 
 
-def _set_msr_action(child: ChildPartition, value: int) -> None:
+def _set_msr_action(child: ChildPartition, value: int, _vp: VirtualProcessor) -> None:
     if value > tlfs.MSR_ACTION_IGNORE:
         raise HvError(status.PROPERTY_VALUE_OUT_OF_RANGE)
     child.unimplemented_msr_action = value
 
 
 #: code -> (only before INITIALIZE, function)
-_SET: dict[int, tuple[bool, Callable[[ChildPartition, int], None]]] = {
+_SET: dict[int, tuple[bool, Callable[[ChildPartition, int, VirtualProcessor], None]]] = {
     tlfs.SYNTHETIC_PROC_FEATURES: (True, _set_synthetic_features),
     tlfs.TIME_FREEZE: (False, _set_time_freeze),
     tlfs.REFERENCE_TIME: (False, _set_reference_time),
@@ -163,7 +161,7 @@ _SET: dict[int, tuple[bool, Callable[[ChildPartition, int], None]]] = {
 def set_partition_property(vp: VirtualProcessor, partition_id: int, code: int, value: int) -> None:
     """INVALID_PARTITION_STATE: an early property after INITIALIZE, a late one before, or a finalized partition;
     ACCESS_DENIED: one that cannot be set; PROPERTY_VALUE_OUT_OF_RANGE; UNKNOWN_PROPERTY."""
-    from ..child_partition import CREATED, FINALIZED
+    from ..child_partition import CREATED, INITIALIZED
 
     root = root_of(vp)
     partition = root.hypervisor.partition(root, partition_id)
@@ -178,9 +176,9 @@ def set_partition_property(vp: VirtualProcessor, partition_id: int, code: int, v
         readable = code in _COMMON
         raise HvError(status.ACCESS_DENIED if readable else status.UNKNOWN_PROPERTY)
     early, function = entry
-    if child.state == FINALIZED or (early and child.state != CREATED):
+    if child.state > (CREATED if early else INITIALIZED):
         raise HvError(status.INVALID_PARTITION_STATE)
-    function(child, value)
+    function(child, value, vp)
 
 
 @TABLE.simple(

@@ -29,19 +29,15 @@ def create_vp(
     """A VP of a child, or the announcement of one of the root's; then ``flags`` is the LP it stays on.
 
     INVALID_VP_INDEX: there can be no such VP, or it exists; INVALID_LP_INDEX: the LP was not added, or has another
-    APIC; INVALID_PARTITION_STATE: the child is not initialized; NO_RESOURCES: the host has no room for it. The node fields
+    APIC; INVALID_PARTITION_STATE: the child is not initialized; NO_RESOURCES: the host has no room. The node fields
     hold old bytes after a deposit and are not looked at.
     """
     root = root_of(vp)
     if root.hypervisor.partition(root, partition_id) is root:
         _announce(root, vp_index, flags & 0xFFFFFFFF)
         return
-    from ..child_partition import INITIALIZED
-
-    child = child_of(vp, partition_id)
-    child.require(INITIALIZED)
     try:
-        child.create_vp(vp_index)
+        child_of(vp, partition_id).create_vp(vp_index, vp)
     except (KvmError, OSError, MemoryError):
         raise HvError(status.NO_RESOURCES) from None
 
@@ -59,12 +55,8 @@ def _announce(root: RootPartition, vp_index: int, lp_index: int) -> None:
 @TABLE.simple(hypercalls.DELETE_VP, tlfs.DELETE_VP_INPUT, 0, privileges.CPU_MANAGEMENT)
 def delete_vp(vp: VirtualProcessor, partition_id: int, vp_index: int) -> None:
     """A child's VP is gone, its state pages are back in the pool. The root's own stay: OPERATION_DENIED."""
-    from ..child_partition import INITIALIZED
-
     root = root_of(vp)
     if root.hypervisor.partition(root, partition_id) is root:
         root.vp(vp_index)
         raise HvError(status.OPERATION_DENIED)
-    child = child_of(vp, partition_id)
-    child.require(INITIALIZED)
-    child.delete_vp(vp_index)
+    child_of(vp, partition_id).delete_vp(vp_index)
