@@ -294,6 +294,7 @@ def table(vp: ChildVp, registered: bool = True) -> Table:
     child = vp.partition
     result = _partition(child)
     xsave = _bank(result, processor_features.XSAVE)
+    base = {key: list(words) for key, words in result.items() if key[0] == _LEAF_XSAVE}
     if (1, 0) in result:
         result[1, 0][1] |= (vp.apic_id & 0xFF) << 24
     # One thread, the rest left open: VMMs that can only set bits put their topology on top.
@@ -305,13 +306,18 @@ def table(vp: ChildVp, registered: bool = True) -> Table:
             result[1, 0][2] |= _HYPERVISOR
     if registered:
         child.cpuid_results.apply(vp.index, result)
-        _correct(child, result, xsave)
+        _correct(child, result, base, xsave)
     return result
 
 
-def _correct(child: ChildPartition, table: Table, xsave: int) -> None:
+def _correct(child: ChildPartition, table: Table, base: Table, xsave: int) -> None:
     """What nobody can promise: registered state components that no XSAVE image has room for, or that the partition gave
     up; more address bits than there are. KVM refuses other widths of linear addresses."""
+    for key in [key for key in table if key[0] == _LEAF_XSAVE and key[1] > 1]:
+        if key in base:
+            table[key] = base[key]  # size and place of a component are the processor's
+        else:
+            del table[key]
     _limit_xsave(table, ~xsave)
     widths = table.get((0x80000008, 0))
     if widths is not None:

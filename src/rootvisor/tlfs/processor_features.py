@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processor feature banks of a partition (``include/hyperv/hvhdk.h``: hv_partition_processor_features), and where CPUID
+"""Processor feature banks of a partition (hv_partition_processor_features of the TLFS), and where CPUID
 shows each feature. Properties 0x6000A (bank 0), 0x6000B (bank 1) and 0x60002 (XSAVE features).
 
 ``BANK[bit]`` is a tuple of places ``(leaf, subleaf, register, bit)``; register 0 .. 3 is EAX .. EDX. The feature is
@@ -40,12 +40,14 @@ BANK0: dict[int, tuple[Place, ...]] = {
 
 BANK1: dict[int, tuple[Place, ...]] = {
     **_row(0x80000007, 0, EDX, {1: 8}),
-    **_row(_AMD8, 0, EBX, {2: 0, 3: 4, 7: 28}),
+    **_row(_AMD8, 0, EBX, {2: 0, 3: 4, 7: 28, 29: 29, 30: 30, 31: 17}),
+    **_row(0x80000021, 0, EAX, {54: 27, 55: 28, 56: 29, 57: 30}),
     **_row(7, 0, EBX, {18: 1}),
     **_row(7, 0, ECX, {4: 16, 8: 7, 11: 29, 12: 5, 13: 27, 14: 28, 15: 25}),
     **_row(7, 0, EDX, {9: 20, 16: 14, 22: 16}),
     **_row(7, 1, EAX, {19: 10, 20: 11, 21: 12, 40: 7, 46: 0, 50: 1, 51: 2}),
     **_row(7, 1, EDX, {45: 14}),
+    **_row(7, 2, EDX, {44: 4}),
     **_row(1, 0, ECX, {17: 24}),
 }
 #: IBPB shares its Intel place with IBRS: switching it off takes only its own.
@@ -56,18 +58,19 @@ XSAVE: dict[int, tuple[Place, ...]] = {
     **_row(0xD, 1, EAX, {1: 0, 11: 1, 12: 3, 13: 2, 26: 4}),
     **_row(7, 0, EBX, {3: 5, 5: 14, 6: 16, 7: 17, 8: 28, 9: 30, 10: 31, 15: 21}),
     **_row(7, 0, ECX, {14: 12, 16: 1, 17: 6, 18: 11, 19: 8, 20: 9, 21: 14, 22: 10}),
-    **_row(7, 0, EDX, {25: 23, 27: 24, 28: 22, 29: 25}),
-    **_row(7, 1, EAX, {23: 5, 30: 4, 31: 23}),
+    **_row(7, 0, EDX, {24: 8, 25: 23, 27: 24, 28: 22, 29: 25}),
+    **_row(7, 1, EAX, {23: 5, 30: 4, 31: 23, 37: 21}),
+    **_row(7, 1, EDX, {32: 5, 33: 4, 34: 10, 35: 19, 38: 21}),
 }
 XSAVE_XSAVE = 1 << 0
 XSAVE_AVX = 1 << 2
 XSAVE_XSAVES = 1 << 12
-#: What lives in state components beyond AVX: MPX, AVX-512 and AMX.
+#: What lives in state components beyond AVX: MPX, AVX-512, AVX10, AMX and APX.
 XSAVE_LARGE = (
-    1 << 5 | 0x1F << 6 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 21 | 1 << 23 | 1 << 25 | 1 << 26
-    | 7 << 27
+    1 << 5 | 0x1F << 6 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 21 | 1 << 23 | 3 << 24 | 1 << 26
+    | 7 << 27 | 1 << 35 | 1 << 37 | 1 << 38
 )  # fmt: skip
 #: What needs AVX state.
-XSAVE_NEEDS_AVX = XSAVE_LARGE | 1 << 3 | 1 << 4 | 1 << 20 | 1 << 22 | 3 << 30
+XSAVE_NEEDS_AVX = XSAVE_LARGE | 1 << 3 | 1 << 4 | 1 << 20 | 1 << 22 | 0x1F << 30
 #: Features of bank 0 that need AVX state: XOP, FMA4, F16C.
 BANK0_NEEDS_AVX = 1 << 6 | 1 << 19 | 1 << 20

@@ -198,6 +198,16 @@ def test_registered_state_components_are_those_that_there_is_room_for(vp: Any) -
     assert not table[7, 0][1] >> 16 & 1
 
 
+def test_a_vmm_that_registers_every_subleaf_of_leaf_13_alike_does_no_harm(vp: Any) -> None:
+    """Cloud Hypervisor: mask = value and no named subleaf, so that the last one is put on top of all."""
+    before = child_cpuid.table(vp)
+    register(vp, 0, 0xD, None, (8, 0x980, 2, 0), (8, 0x980, 2, 0))
+    table = child_cpuid.table(vp)
+    assert table[0xD, 0][0] == before[0xD, 0][0]
+    assert table[0xD, 2] == before[0xD, 2]
+    assert table[0xD, 9] == before[0xD, 9]
+
+
 def test_address_widths_are_those_of_the_partition(vp: Any) -> None:
     assert words(vp, 0x80000008)[0] == 0x3028
     register(vp, 0, 0x80000008, None, (0x2E27, 0, 0, 0), (0xFFFF, 0, 0, 0))

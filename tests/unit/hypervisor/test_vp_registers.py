@@ -166,6 +166,17 @@ def test_an_msr_that_kvm_lacks_is_an_unknown_name(vp: Any) -> None:
     assert refused(vp, names.U_CET, 0) == status.INVALID_PARAMETER
 
 
+def test_registers_that_vmms_take_for_granted_are_plain_values_without_an_msr(vp: Any) -> None:
+    vp.vcpu.unknown_msrs |= {0xC0000103, 0x1D9}
+    for name in (names.TSC_AUX, names.DEBUG_CTL):
+        assert get(vp, name) == 0
+        put(vp, name, 5)
+        assert get(vp, name) == 5
+    vp.vcpu.readonly_msrs.add(0x1D9)
+    vp.vcpu.unknown_msrs.clear()
+    assert refused(vp, names.DEBUG_CTL, 7) == status.INVALID_REGISTER_VALUE
+
+
 def test_a_processor_without_shadow_stacks_has_no_pointer(vp: Any) -> None:
     vp.vcpu.ssp = None
     assert refused(vp, names.SSP) == status.INVALID_PARAMETER
