@@ -203,6 +203,14 @@ def _optional(name: int, pair: tuple[Get, Set]) -> tuple[Get, Set]:
     return get_value, set_value
 
 
+def _get_tsc(vp: ChildVp) -> int:
+    return vp.partition.time.get_tsc(vp)
+
+
+def _set_tsc(vp: ChildVp, value: int) -> None:
+    vp.partition.time.set_tsc(vp, value & _MASK64)
+
+
 def _get_ssp(vp: ChildVp) -> int:
     value = vp.vcpu.shadow_stack_pointer()
     if value is None:
@@ -344,6 +352,7 @@ def _build() -> None:
         both(name, _msr(msr))
     for name in (names.TSC_AUX, names.DEBUG_CTL):
         both(name, _optional(name, (_GET[name], _SET[name])))
+    both(names.TSC, (_get_tsc, _set_tsc))
     both(names.SSP, (_get_ssp, _set_ssp))
     both(names.PENDING_INTERRUPTION, (vp_events.pending_interruption, vp_events.set_pending_interruption))
     both(names.INTERRUPT_STATE, (vp_events.interrupt_state, vp_events.set_interrupt_state))
@@ -361,7 +370,7 @@ def _build() -> None:
 def _msrs() -> dict[int, int]:
     """Names that are MSRs of KVM's."""
     table = {
-        names.TSC: 0x10, names.KERNEL_GS_BASE: 0xC0000102, names.PAT: 0x277, names.SYSENTER_CS: 0x174,
+        names.KERNEL_GS_BASE: 0xC0000102, names.PAT: 0x277, names.SYSENTER_CS: 0x174,
         names.SYSENTER_EIP: 0x176, names.SYSENTER_ESP: 0x175, names.STAR: 0xC0000081, names.LSTAR: 0xC0000082,
         names.CSTAR: 0xC0000083, names.SFMASK: 0xC0000084, names.MTRR_CAP: 0xFE, names.MTRR_DEF_TYPE: 0x2FF,
         names.MTRR_FIX64K00000: 0x250, names.MTRR_FIX16K80000: 0x258, names.MTRR_FIX16KA0000: 0x259,
