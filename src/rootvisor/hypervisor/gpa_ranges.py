@@ -21,15 +21,15 @@ class GpaRanges:
     """Ranges [start, end) of guest page numbers with a state and, for READ_ONLY and WRITABLE, the root's page number of
     the first page. Neighbours that continue each other are one range."""
 
-    __slots__ = ("_changes", "_ends", "_pages", "_starts", "_states")
+    __slots__ = ("_ends", "_pages", "_starts", "_states", "changes")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._states: list[int] = []
         self._pages: list[int] = []
-        #: odd while a change is half made
-        self._changes = 0
+        #: counts twice per change; odd while one is half made
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -46,13 +46,13 @@ class GpaRanges:
         """The state of one page. May be called while another thread changes the ranges: either is the answer then."""
         starts, ends, states = self._starts, self._ends, self._states
         while True:
-            changes = self._changes
+            changes = self.changes
             index = bisect_right(starts, gfn) - 1
             try:
                 state = states[index] if index >= 0 and gfn < ends[index] else UNMAPPED
             except IndexError:
                 state = -1
-            if changes == self._changes and not changes & 1:
+            if changes == self.changes and not changes & 1:
                 return state
             sleep(0)
 
@@ -141,16 +141,16 @@ class GpaRanges:
                 merged_pages.append(page)
             previous_end, previous_state = last, state
             following = page + last - first if page >= 0 else -1
-        self._changes += 1
+        self.changes += 1
         starts[low:high] = merged_starts
         ends[low:high] = merged_ends
         states[low:high] = merged_states
         pages[low:high] = merged_pages
-        self._changes += 1
+        self.changes += 1
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._changes += 1
+        self.changes += 1
         for column in (self._starts, self._ends, self._states, self._pages):
             column.clear()
-        self._changes += 1
+        self.changes += 1
