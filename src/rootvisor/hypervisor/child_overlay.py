@@ -67,7 +67,7 @@ class ChildOverlay(OverlayPage):
 class OverlayPages:
     """A child's overlay pages. Under Hypervisor.lock."""
 
-    __slots__ = ("_fd", "_free", "_map", "_next", "_shown", "_view", "child", "gpn_limit")
+    __slots__ = ("_fd", "_free", "_map", "_next", "_pages", "_shown", "_view", "child", "gpn_limit")
 
     def __init__(self, child: ChildPartition) -> None:
         self.child = child
@@ -75,6 +75,8 @@ class OverlayPages:
         self._next = 0
         #: offsets of pages that were given back
         self._free: list[int] = []
+        #: pages in use, by their offsets
+        self._pages: dict[int, ChildOverlay] = {}
         #: page number -> overlays there, the visible one last
         self._shown: dict[int, list[ChildOverlay]] = {}
         self._fd = os.memfd_create("rootvisor-overlays", os.MFD_CLOEXEC)
@@ -85,6 +87,11 @@ class OverlayPages:
             os.close(self._fd)
             raise
         self._view = memoryview(self._map)
+
+    @property
+    def allocated(self) -> int:
+        """Pages in use."""
+        return self._next - len(self._free)
 
     def allocate(self, writable: bool = True) -> ChildOverlay:
         """A page, zeroed; ``writable`` tells whether the guest may write to it."""
@@ -97,12 +104,15 @@ class OverlayPages:
             raise MemoryError("a child has no more overlay pages")
         page = ChildOverlay(self, offset, self._view[offset : offset + PAGE_SIZE])
         page.writable = writable
+        self._pages[offset] = page
         return page
 
     def free(self, page: ChildOverlay) -> None:
         """Takes a page back whose VP is gone."""
         page.write(0)
         page.view[:] = bytes(PAGE_SIZE)
+        page.view.release()
+        del self._pages[page.offset]
         self._free.append(page.offset)
 
     def show(self, page: ChildOverlay) -> None:
@@ -128,9 +138,12 @@ class OverlayPages:
     def close(self) -> None:
         """Frees the memory; the child's VPs have stopped."""
         self._shown.clear()
+        for page in self._pages.values():
+            page.view.release()
+        self._pages.clear()
         self._view.release()
         try:
-            self._map.close()
+            self._map.close()  # and with it a second descriptor of the file
         except BufferError:
-            pass  # pages are still referred to; the mapping goes with the last of them
+            pass  # somebody still looks at a page; it goes with the last of them
         os.close(self._fd)
