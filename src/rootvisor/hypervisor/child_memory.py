@@ -129,6 +129,11 @@ class ChildMemory:
         """Names the memory that pages come from; once, before anything is mapped."""
         self._root = root_memory
 
+    @property
+    def generation(self) -> int:
+        """Another number after every change of what lies where; to remember what was found."""
+        return self._ranges.changes
+
     # --- looking --------------------------------------------------------------------------------------------------
     def state(self, gpa: int) -> int:
         """UNMAPPED, NO_ACCESS, READ_ONLY or WRITABLE, as the child sees it."""
@@ -214,35 +219,48 @@ class ChildMemory:
             return
         self.fault_ins += 1
         state = WRITABLE if flags & tlfs.MAP_WRITABLE else READ_ONLY
-        old = self._ranges.pieces(gfn, end)
-        fresh = all(piece[2] < READ_ONLY for piece in old)
+        fresh = all(piece[2] < READ_ONLY for piece in self._ranges.pieces(gfn, end))
+        plain = not self._overlays_in(gfn, end)
+        owns = self.hypervisor.owns
+        map_file = self._reservation.map_file
+        region = self._root.regions[0]
+        low, high = _span(region)
         new: list[Piece] = []
         at = gfn
         element = 0
         failure = status.SUCCESS
         for first, elements in _runs(pages, unit):
-            region, given = self._given(first, elements * unit)
-            if given:
-                given -= given % unit
-            if given:
-                last = at + given
-                piece = (at, last, state, first)
-                # Two VPs that fault at once have the same pages mapped twice: then KVM's tables stay as they are.
-                if fresh or self._ranges.pieces(at, last) != [piece]:
-                    try:
-                        self._map_piece(at, last, first, region, state == WRITABLE)
-                    except OSError:
-                        failure = status.NO_RESOURCES
-                        break
-                new.append(piece)
-                at = last
-                element += given // unit
-            if given < elements * unit:
+            size = elements * unit
+            if not low <= first < high:
+                region = self._region(first)
+                low, high = _span(region)
+            if first < low or first + size > high or owns(first, size):
                 failure = status.INVALID_PARAMETER
+                elements = self._given(first, size) // unit
+                size = elements * unit
+                if not size:
+                    break
+            last = at + size
+            piece = (at, last, state, first)
+            # Two VPs that fault at once have the same pages mapped twice: then KVM's tables stay as they are.
+            if fresh or self._ranges.pieces(at, last) != [piece]:
+                offset = region.fd_offset + (first - low << 12)
+                try:
+                    if plain:
+                        map_file(at << 12, size << 12, region.fd, offset, state == WRITABLE)
+                    else:
+                        self._map_piece(at, last, region.fd, offset, state == WRITABLE)
+                except OSError:
+                    failure = status.NO_RESOURCES
+                    break
+            new.append(piece)
+            at = last
+            element += elements
+            if failure:
                 break
         if failure == status.NO_RESOURCES:
             # Half a mapping is none: what this run was to cover has no access, and may be asked for again.
-            run_end = at + elements * unit
+            run_end = at + size
             lost = self._take(at, run_end)
             new.append((at, run_end, NO_ACCESS, -1))
             self._replace(gfn, run_end, new)
@@ -261,24 +279,31 @@ class ChildMemory:
             raise HvError(status.INVALID_PARAMETER, 0)
         self._revoke(gfn, gfn + count, UNMAPPED)
 
-    def _map_piece(self, start: int, end: int, page: int, region: MemoryRegion, writable: bool) -> None:
-        """Consecutive pages of the root at consecutive page numbers of the child, where no overlay lies above."""
-        at = region.fd_offset + (page << 12) - region.gpa
+    def _map_piece(self, start: int, end: int, fd: int, offset: int, writable: bool) -> None:
+        """A piece of a file at [start, end), where no overlay lies above."""
         for first, last in self._uncovered(start, end):
-            offset = at + (first - start << 12)
-            self._reservation.map_file(first << 12, last - first << 12, region.fd, offset, writable)
+            self._reservation.map_file(
+                first << 12, last - first << 12, fd, offset + (first - start << 12), writable
+            )
 
-    def _given(self, page: int, count: int) -> tuple[MemoryRegion, int]:
-        """The root's memory around a page, and how many pages from there on are the root's to give."""
+    def _region(self, page: int) -> MemoryRegion:
+        """The root's memory around a page; any if there is none."""
         gpa = page << 12
         for region in self._root.regions:
             if region.gpa <= gpa < region.gpa + region.size:
-                count = min(count, region.gpa + region.size - gpa >> 12)
-                owns = self.hypervisor.owns
-                if owns(page, count):
-                    count = next(index for index in range(count) if owns(page + index, 1))
-                return region, count
-        return self._root.regions[0], 0
+                return region
+        return self._root.regions[0]
+
+    def _given(self, page: int, count: int) -> int:
+        """How many of the root's pages, from ``page`` on, are the root's to give."""
+        low, high = _span(self._region(page))
+        if not low <= page < high:
+            return 0
+        count = min(count, high - page)
+        owns = self.hypervisor.owns
+        if owns(page, count):
+            count = next(index for index in range(count) if owns(page + index, 1))
+        return count
 
     def _replace(self, start: int, end: int, new: Sequence[Piece]) -> None:
         """Changes the table, and the count of pages with it."""
@@ -350,6 +375,7 @@ class ChildMemory:
         if gfn not in self._overlays:
             insort(self._overlay_gfns, gfn)
         self._overlays[gfn] = (fd, offset, writable, self._file(fd)[offset : offset + PAGE])
+        self._ranges.changes += 2
 
     def remove_overlay(self, gfn: int) -> None:
         """What is below comes back."""
@@ -359,7 +385,9 @@ class ChildMemory:
         state, page = self._ranges.find(gfn)
         if state >= READ_ONLY:
             try:
-                self._map_piece(gfn, gfn + 1, page, self._given(page, 1)[0], state == WRITABLE)
+                region = self._region(page)
+                offset = region.fd_offset + (page << 12) - region.gpa
+                self._reservation.map_file(gfn << 12, PAGE, region.fd, offset, state == WRITABLE)
                 return
             except OSError:  # the root maps it again when the child asks for it
                 self._replace(gfn, gfn + 1, [(gfn, gfn + 1, NO_ACCESS, -1)])
@@ -368,6 +396,7 @@ class ChildMemory:
             self._lose(*lost)
 
     def _forget_overlay(self, gfn: int) -> None:
+        self._ranges.changes += 2
         del self._overlays[gfn]
         del self._overlay_gfns[bisect_left(self._overlay_gfns, gfn)]
 
@@ -478,6 +507,11 @@ class ChildMemory:
         self._reservation.close()
 
 
+def _span(region: MemoryRegion) -> tuple[int, int]:
+    """[first, end) of its page numbers."""
+    return region.gpa >> 12, region.gpa + region.size >> 12
+
+
 def _runs(pages: Sequence[int], unit: int) -> Iterator[tuple[int, int]]:
     """Splits page numbers into runs that rise by ``unit``: (first page, elements). Long runs are found by comparing
     whole slices, which is much faster than a loop over their elements."""
@@ -485,7 +519,11 @@ def _runs(pages: Sequence[int], unit: int) -> Iterator[tuple[int, int]]:
     index = 0
     while index < count:
         first = pages[index]
-        run = 1
+        if index + 1 == count or pages[index + 1] != first + unit:
+            yield first, 1
+            index += 1
+            continue
+        run = 2
         step = 4
         while index + run < count:
             size = min(step, count - index - run)
