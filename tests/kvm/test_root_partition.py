@@ -11,58 +11,16 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-#: A boot takes 5 s in the appliance on a quiet machine; a loaded one has been seen at 30.
-DEADLINE_S = 240
+from tests.kvm.command import DEADLINE_S, RUN, await_processor, bare_kernel, run_root, shell
+
 BAD_LINES = re.compile(
     r"WARNING:|BUG:|Oops|Call Trace|soft lockup|rcu.*stall|unchecked MSR|Disabling IBT", re.IGNORECASE
 )
-
-
-def run_root(
-    arguments: Sequence[str], *, stdin: bytes = b"", timeout_s: float = DEADLINE_S
-) -> subprocess.CompletedProcess[bytes]:
-    """``rootvisor run`` on this machine's KVM; its process group is killed when the deadline passes."""
-    command = [
-        sys.executable,
-        "-m",
-        "rootvisor",
-        "run",
-        "--engine",
-        "kvm",
-        "--timeout",
-        str(timeout_s),
-        *arguments,
-    ]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(stdin, timeout=timeout_s + 60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"{command} did not end; stderr: {err.decode(errors='replace')[-2000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def shell(
-    kernel: str, vps: int, script: str, *options: str, stdin: bytes = b""
-) -> subprocess.CompletedProcess[bytes]:
-    """Runs a shell script in the root partition of ``kernel``."""
-    return run_root(["--kernel", kernel, "--vps", str(vps), *options, "--", "sh", "-c", script], stdin=stdin)
 
 
 EVIDENCE = """
@@ -178,7 +136,7 @@ def test_disk_survives_a_sudden_kill_up_to_the_last_flush(tmp_path: Path) -> Non
     sleep 1000
     """
     command = [
-        *(sys.executable, "-m", "rootvisor", "run", "--engine", "kvm", "--kernel", "mshv"),
+        *(*RUN, "--kernel", "mshv"),
         *("--disk", f"path={image}", "--", "sh", "-c", script),
     ]
     process = subprocess.Popen(
@@ -213,17 +171,6 @@ def test_readonly_disk_refuses_writes(tmp_path: Path) -> None:
     assert image.read_bytes().startswith(b"untouched")
 
 
-def bare_kernel(path: Path, code: bytes) -> Path:
-    """An ELF-64 "kernel" of a few instructions at 1 MiB, where it is entered in long mode."""
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01".ljust(16, b"\0"), 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, 1, 0, 0, 0,
-    )  # fmt: skip
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0x1000, 0x100000, 0x100000, len(code), len(code), 0x1000)
-    path.write_bytes((header + segment).ljust(0x1000, b"\0") + code)
-    return path
-
-
 def test_triple_fault_ends_with_status_121(tmp_path: Path) -> None:
     kernel = bare_kernel(tmp_path / "ud2", bytes.fromhex("0f0b"))  # the IDT is empty: #UD, #DF, shutdown
     result = run_root(["--kernel", str(kernel), "--", "true"])
@@ -240,47 +187,21 @@ def test_kernel_that_hangs_meets_the_timeout(tmp_path: Path) -> None:
 
 def test_kernel_that_halts_is_interrupted_by_a_signal(tmp_path: Path) -> None:
     kernel = bare_kernel(tmp_path / "halt", bytes.fromhex("faf4ebfd"))
-    command = [
-        sys.executable,
-        "-m",
-        "rootvisor",
-        "run",
-        "--engine",
-        "kvm",
-        "--kernel",
-        str(kernel),
-        "--",
-        "true",
-    ]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+        [*RUN, "--kernel", str(kernel), "--", "true"],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    deadline = time.monotonic() + DEADLINE_S
-    # It runs once it has a processor: a KVM file among its descriptors.
-    while not any("kvm-vcpu" in link for link in descriptors(process.pid)):
-        assert process.poll() is None and time.monotonic() < deadline
+    await_processor(process)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert b"Traceback" not in err
 
 
-def descriptors(pid: int) -> list[str]:
-    """What a process's file descriptors point to."""
-    links = []
-    try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            try:
-                links.append(os.readlink(entry.path))
-            except OSError:
-                continue
-    except OSError:
-        pass
-    return links
-
-
 def test_two_runs_at_once_do_not_meet() -> None:
-    command = [sys.executable, "-m", "rootvisor", "run", "--engine", "kvm", "--kernel", "mshv", "--", "echo"]
+    command = [*RUN, "--kernel", "mshv", "--", "echo"]
     runs = [
         subprocess.Popen(
             [*command, name], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
@@ -292,7 +213,7 @@ def test_two_runs_at_once_do_not_meet() -> None:
 
 
 def test_reader_that_goes_away_ends_the_command() -> None:
-    command = [sys.executable, "-m", "rootvisor", "run", "--engine", "kvm", "--kernel", "mshv", "--", "yes"]
+    command = [*RUN, "--kernel", "mshv", "--", "yes"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
     )

@@ -10,7 +10,7 @@ from types import FrameType
 
 #: Signals that end a program and are passed on to the inner one.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_CAUGHT = (*ENDING, signal.SIGWINCH)
+_CAUGHT = (*ENDING, signal.SIGPWR, signal.SIGWINCH)
 
 
 class Interrupts:

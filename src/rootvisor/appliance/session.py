@@ -191,6 +191,8 @@ class Session:
         for number in self._interrupts.received():
             if number == signal.SIGWINCH:
                 self._send_window_size()
+            elif number == signal.SIGPWR:  # a power button, for a program that has one
+                self._tell("signal PWR")
             elif number in ENDING:
                 if self._streams is None or self._signals:
                     return Ended(128 + number)

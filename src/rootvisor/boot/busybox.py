@@ -18,6 +18,7 @@ PACKAGE = "busybox-static"
 APPLETS = (
     "cat",
     "cp",
+    "dd",
     "env",
     "ifconfig",
     "insmod",

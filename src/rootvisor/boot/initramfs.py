@@ -20,7 +20,7 @@ The run's archive (:func:`request_archive`) holds::
 
 Lines on the port ``rootvisor.control``, guest to host: ``ready`` (the first sign of user space), ``error
 TEXT`` (why the next line says 125), ``exit N`` (the command's status; absent when the command itself ended
-the machine). Host to guest: ``signal NAME`` (INT, TERM, HUP, QUIT, KILL, USR1, USR2, TSTP, CONT or WINCH, to
+the machine). Host to guest: ``signal NAME`` (INT, TERM, HUP, QUIT, KILL, USR1, USR2, PWR, TSTP, CONT or WINCH, to
 the command's process group), ``winsize ROWS COLUMNS`` (of the terminal) and ``poweroff``.
 """
 

@@ -175,6 +175,9 @@ def run(
     With CMD, run it in the root partition: stdin, stdout and stderr pass through unchanged, and its exit
     status is the exit status. Without, open a shell there. Changes to files stay in memory and are gone
     afterwards.
+
+    At a terminal, Ctrl-] is the escape key: Ctrl-] x ends the run at once, Ctrl-] p presses the power button,
+    Ctrl-] h shows what else there is. SIGPWR presses the power button, too.
     """
     options = RunOptions(
         disks=disks,
@@ -203,6 +206,8 @@ def perform(options: RunOptions, *, dry_run: bool = False, as_json: bool = False
         kernel = plan.description.kernel
         say(f"rootvisor: engine {plan.engine.name} ({plan.engine.reason})")
         say(f"rootvisor: kernel {kernel.name} {kernel.version} ({kernel.vmlinux or kernel.image})")
+    if plan.description.tty and options.command is None:
+        say("rootvisor: Ctrl-] x ends the run, Ctrl-] h shows more")
     from rootvisor.cli.launch import launch
 
     return launch(plan)

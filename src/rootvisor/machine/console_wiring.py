@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from ..virtio.console import Console, Port
+from .terminal import terminal_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ _TAIL = 16 << 10
 class Consoles:
     """Builds the console device and holds our ends: ``control`` (read, write) and ``log`` (read) descriptors.
 
-    ``tail`` keeps the last 16 KiB of what the kernel printed, for the report of a bad end.
+    ``tail`` keeps the last 16 KiB of what the kernel printed, for the report of a bad end. ``terminal_input`` is what
+    a terminal's console reads.
     """
 
     __slots__ = (
         "_command", "_log_copy", "_log_write", "_own", "_pending", "_tty", "agent", "control_read", "control_write",
-        "log", "tail",
+        "log", "tail", "terminal_input",
     )  # fmt: skip
 
     def __init__(self, description: dict[str, Any], log_copy: int | None) -> None:
@@ -36,6 +38,7 @@ class Consoles:
         self._log_copy = log_copy
         self.agent = self._command is not None
         self.tail = bytearray()
+        self.terminal_input = 0
         self._pending = b""
         self._own: list[int] = []
         self.control_read = self.control_write = self.log = self._log_write = -1
@@ -48,12 +51,15 @@ class Consoles:
         """
         size = terminal_size() if self._tty else None
         if not self.agent:
-            return [Console([Port("console", 0, 1, True)], size)]
+            return [Console([Port("console", self.terminal_input, 1, True)], size)]
         self.control_read, control_out = self._pipe()
         control_in, self.control_write = self._pipe()
         control = Port("rootvisor.control", control_in, control_out)
         if self._tty:
-            return [Console([Port("console", 0, 1, True)], size), Console([control], name="control")]
+            return [
+                Console([Port("console", self.terminal_input, 1, True)], size),
+                Console([control], name="control"),
+            ]
         ports = [
             Port("console", None, self.log_pipe(), True),
             Port("rootvisor.stdin", 0, None),
@@ -118,43 +124,3 @@ class Consoles:
         for fd in self._own:
             os.close(fd)
         self._own.clear()
-
-
-def terminal_size() -> tuple[int, int] | None:
-    """(columns, rows) of the terminal at standard output."""
-    try:
-        size = os.get_terminal_size(1)
-    except OSError:
-        return None
-    return size.columns, size.lines
-
-
-class RawTerminal:
-    """Standard input in raw mode while the partition has the terminal; :meth:`restore` puts it back."""
-
-    __slots__ = ("_saved",)
-
-    def __init__(self) -> None:
-        import termios
-
-        try:
-            self._saved: list[Any] | None = termios.tcgetattr(0)
-        except termios.error:
-            self._saved = None
-            return
-        mode = termios.tcgetattr(0)
-        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
-        mode[1] &= ~termios.OPOST
-        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        mode[6][termios.VMIN] = 1
-        mode[6][termios.VTIME] = 0
-        termios.tcsetattr(0, termios.TCSADRAIN, mode)
-
-    def restore(self) -> None:
-        """The mode from before."""
-        if self._saved is not None:
-            import termios
-
-            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
-            self._saved = None

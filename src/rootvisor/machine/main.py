@@ -8,15 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import (  # type: ignore[import-not-found, unused-ignore]
-    SIGHUP,
-    SIGINT,
-    SIGTERM,
-    SIGUSR1,
-    SIGWINCH,
-    set_wakeup_fd,
-    signal,
-)
 from select import POLLIN, poll
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 
@@ -28,8 +19,9 @@ from ..kvm.selftest import run_guest
 from ..kvm.system import Kvm
 from ..tlfs.hypercalls import SCHEDULER_HYPERVISOR, SCHEDULER_ROOT
 from .computer import Computer
-from .console_wiring import Consoles, RawTerminal, terminal_size
+from .console_wiring import Consoles
 from .devices import Devices
+from .operator import Operator
 from .outcome import STATUS_FAILURE, exit_status, write_report
 
 TYPE_CHECKING = False
@@ -75,15 +67,14 @@ class Machine:
         self._command_status: int | None = None
         self._agent_error = ""
         self._user_space_at = 0.0
-        self._interrupts = 0
-        self._terminal: RawTerminal | None = None
         self._trace: Any = None
         self._log_file = -1
         self._computer: Computer | None = None
         self._devices: Devices | None = None
-        self._signal_read, self._signal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._consoles = Consoles(description, self._open_log())
+        tty = bool(description.get("tty")) and "console" in description["devices"]
+        self._operator = Operator(self._consoles, tty=tty)
         kvm = Kvm()
         scheduler = SCHEDULER_ROOT if description.get("scheduler") == "root" else SCHEDULER_HYPERVISOR
         self._hypervisor = Hypervisor(kvm, scheduler)
@@ -159,21 +150,16 @@ class Machine:
         computer = self._computer
         assert computer is not None
         partition = computer.partition
-        signal(SIGUSR1, _kick)
-        for number in (SIGINT, SIGTERM, SIGHUP, SIGWINCH):
-            signal(number, _kick)
-        set_wakeup_fd(self._signal_write)
-        if self.description.get("tty") and self._devices and self._devices.console is not None:
-            self._terminal = RawTerminal()
         timeout = self.description.get("timeout_s")
         deadline = monotonic() + timeout if timeout else None
         waiting = poll()
         waiting.register(partition.ended_fd, POLLIN)
-        waiting.register(self._signal_read, POLLIN)
         consoles = self._consoles
         for fd in (consoles.control_read, consoles.log):
             if fd >= 0:
                 waiting.register(fd, POLLIN)
+        window = self._devices.console if self._devices is not None else None
+        self._operator.begin(waiting, partition, computer.power, window, self._agent_ready)
         partition.start()
         while not partition.ended:
             limit: float = _FLUSH_MS
@@ -187,12 +173,12 @@ class Machine:
             except InterruptedError:
                 continue
             for fd, _events in ready:
-                if fd == self._signal_read:
-                    self._signalled()
-                elif fd == consoles.control_read:
+                if fd == consoles.control_read:
                     consoles.read_control(self._agent_said)
                 elif fd == consoles.log:
                     consoles.read_log()
+                else:
+                    self._operator.handle(fd)
             computer.serial.flush()
             # A guest that writes and then stays quiet: nobody else would look at its coalesced writes.
             partition.vm.coalesced.drain(partition.ports.write, partition.mmio.write)
@@ -228,25 +214,8 @@ class Machine:
         elif word == "error":
             self._agent_error = rest
 
-    def _signalled(self) -> None:
-        computer = self._computer
-        assert computer is not None
-        try:
-            numbers = os.read(self._signal_read, 64)
-        except BlockingIOError:
-            return
-        for number in numbers:
-            if number == SIGWINCH:
-                size = terminal_size()
-                if size is not None and self._devices is not None and self._devices.console is not None:
-                    self._devices.console.resize(*size)
-            elif number in (SIGINT, SIGTERM, SIGHUP):
-                self._interrupts += 1
-                if self._user_space_at and self._consoles.agent and self._interrupts == 1:
-                    name = {SIGINT: "INT", SIGTERM: "TERM", SIGHUP: "HUP"}[number]
-                    self._consoles.tell_agent(f"signal {name}")
-                else:
-                    computer.partition.end("signal", f"signal {number}")
+    def _agent_ready(self) -> bool:
+        return self._consoles.agent and bool(self._user_space_at)
 
     def _finish(self) -> int:
         """Restores the terminal, says what the user should know, writes the report."""
@@ -254,9 +223,7 @@ class Machine:
         assert computer is not None
         partition = computer.partition
         self.how = partition.ended
-        if self._terminal is not None:
-            self._terminal.restore()
-            self._terminal = None
+        self._operator.end()
         how = self.how
         if self._agent_error and how == "poweroff":
             how = "agent-error"
@@ -318,9 +285,7 @@ class Machine:
 
     def close(self) -> None:
         """Takes everything apart; safe after any part of the constructor."""
-        set_wakeup_fd(-1)
-        if self._terminal is not None:
-            self._terminal.restore()
+        self._operator.end()
         if self._devices is not None:
             self._devices.close()
         if self._trace is not None:
@@ -331,12 +296,7 @@ class Machine:
         self._consoles.close()
         if self._log_file >= 0:
             os.close(self._log_file)
-        os.close(self._signal_read)
-        os.close(self._signal_write)
-
-
-def _kick(_number: int, _frame: object) -> None:
-    """A handler must exist: SIGUSR1 then interrupts KVM_RUN, the others reach the wake-up descriptor."""
+        self._operator.close()
 
 
 def _since_start() -> float:

@@ -41,6 +41,11 @@ class PowerManagement:
             self._status |= _POWER_BUTTON
             self._update()
 
+    @property
+    def button_enabled(self) -> bool:
+        """Whether a kernel listens to the button: one whose driver is loaded has enabled its event."""
+        return bool(self._enable & _POWER_BUTTON)
+
     def read(self, offset: int, size: int) -> int:
         """Any part of the six bytes."""
         block = self._status | self._enable << 16 | _SCI_ENABLED << 32
