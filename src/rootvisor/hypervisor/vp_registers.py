@@ -102,7 +102,7 @@ class StoredState:
 def _set_rip(vp: ChildVp, value: int) -> None:
     if vp.intercept_suspend:  # the VMM has completed the intercepted instruction
         vp_events.end_shadow(vp)
-    vp.u64[_RIP] = value & _MASK64
+    vp.u64[_RIP] = value
     vp.mark_dirty(abi.SYNC_REGS)
 
 
@@ -156,7 +156,7 @@ def _debug(index: int) -> tuple[Get, Set]:
 
     def write(vp: ChildVp, value: int) -> None:
         state = vp.vcpu.debug_registers()
-        state[part] = (value & _MASK64).to_bytes(8, "little")
+        state[part] = value.to_bytes(8, "little")
         vp.stored.dr7 = None
         vp.vcpu.set_debug_registers(state)
 
@@ -172,8 +172,6 @@ def _msr(index: int) -> tuple[Get, Set]:
 
     def write(vp: ChildVp, value: int) -> None:
         child_cpuid.ensure(vp)
-        if value > _MASK64:
-            raise HvError(status.INVALID_REGISTER_VALUE)
         if not vp.vcpu.set_msr(index, value) and vp.vcpu.try_msr(index) != value:
             raise HvError(
                 status.INVALID_PARAMETER if vp.vcpu.try_msr(index) is None else status.INVALID_REGISTER_VALUE
@@ -208,7 +206,7 @@ def _get_tsc(vp: ChildVp) -> int:
 
 
 def _set_tsc(vp: ChildVp, value: int) -> None:
-    vp.partition.time.set_tsc(vp, value & _MASK64)
+    vp.partition.time.set_tsc(vp, value)
 
 
 def _get_ssp(vp: ChildVp) -> int:
@@ -222,7 +220,7 @@ def _set_ssp(vp: ChildVp, value: int) -> None:
     child_cpuid.ensure(vp)
     if vp.vcpu.shadow_stack_pointer() is None:
         raise HvError(status.INVALID_PARAMETER)
-    if vp.vcpu.shadow_stack_pointer(value & _MASK64) is None:
+    if vp.vcpu.shadow_stack_pointer(value) is None:
         raise HvError(status.INVALID_REGISTER_VALUE)
 
 
@@ -279,7 +277,7 @@ def _set_deliverability(vp: ChildVp, value: int) -> None:
 
 def _general(slot: int) -> Set:
     def write(vp: ChildVp, value: int) -> None:
-        vp.u64[slot] = value & _MASK64
+        vp.u64[slot] = value
         vp.mark_dirty(abi.SYNC_REGS)
 
     return write
@@ -290,7 +288,7 @@ def _stimer(index: int) -> tuple[Get, Set]:
     at = index // 2 * 40 + 8 + index % 2 * 8
 
     def write(vp: ChildVp, value: int) -> None:
-        vp.stored.stimers[at : at + 8] = (value & _MASK64).to_bytes(8, "little")
+        vp.stored.stimers[at : at + 8] = value.to_bytes(8, "little")
 
     return (lambda vp: int.from_bytes(vp.stored.stimers[at : at + 8], "little")), write
 
@@ -300,6 +298,13 @@ def _stimer(index: int) -> tuple[Get, Set]:
 SLOTS: dict[int, int] = {}
 #: RAX to R15, which can be written like this too (and marked, abi.SYNC_REGS).
 GENERAL: dict[int, int] = {}
+#: Registers of 128 bits. VMMs leave what they like in the upper half of the others.
+WIDE = frozenset(
+    (
+        *range(names.XMM0, names.XMM_CONTROL_STATUS + 1), *range(names.ES, names.TR + 1), names.IDTR, names.GDTR,
+        names.PENDING_EVENT0, names.PENDING_EVENT1,
+    )
+)  # fmt: skip
 #: The others, and how all are written. Only while the VP is parked.
 _GET: dict[int, Get] = {}
 _SET: dict[int, Set] = {}
@@ -316,11 +321,10 @@ def _build() -> None:
     del GENERAL[names.RIP], GENERAL[names.RFLAGS]
     _SET[names.RIP] = _set_rip
     _SET[names.RFLAGS] = _set_rflags
-    wide = ~_MASK64
     for name, slot, reserved in (
         (names.CR0, _CR0, ~0xFFFFFFFF),
         (names.INTERMEDIATE_CR0, _CR0, ~0xFFFFFFFF),
-        (names.CR2, _CR2, wide),
+        (names.CR2, _CR2, 0),
         (names.CR3, _CR3, ~0x7FFF_FFFF_FFFF_FFFF),
         (names.INTERMEDIATE_CR3, _CR3, ~0x7FFF_FFFF_FFFF_FFFF),
         (names.CR4, _CR4, ~0x1FFFFFFFF),
@@ -452,10 +456,13 @@ def get(vp: ChildVp, name: int) -> int:
 
 
 def set(vp: ChildVp, name: int, value: int, root_vp: VirtualProcessor) -> None:
-    """Stores ``value``. HV_STATUS_INVALID_PARAMETER: unknown or read-only name; INVALID_REGISTER_VALUE.
+    """Stores ``value``, 128 bits of it or 64. HV_STATUS_INVALID_PARAMETER: unknown or read-only name;
+    INVALID_REGISTER_VALUE.
 
     ``root_vp`` makes the call: an intercept after a resume goes there.
     """
+    if name not in WIDE:
+        value &= _MASK64
     write = _SET.get(name)
     if write is not None:
         if vp.running:
