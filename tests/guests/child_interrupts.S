@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A child that takes interrupts (tests/kvm/child.py): counts every vector, and acknowledges it unless told not to.
 #
-# Flat at CODE; COUNTERS holds 256 u32, KEEP a byte per vector: 1 means no EOI. The first bytes are the offsets of the
+# Flat at CODE; COUNTERS holds 256 u32, KEEP a byte per vector: 1 means no EOI, 2 by the synthetic MSR. The first bytes are the offsets of the
 # entry, of the stubs (16 bytes each) and of the pieces.
 .set COUNTERS, 0x30000
 .set KEEP, 0x31000
@@ -15,6 +15,8 @@ head:
         .quad   store_loop - head
         .quad   call_once - head
         .quad   xapic_entry - head
+        .quad   write_msr - head
+        .quad   read_msr - head
 
 # RDI: VP index. Enables the local APIC in x2APIC mode, opens interrupts and waits.
 entry:
@@ -55,20 +57,35 @@ call_once:
         outb    %al, $0x80
         jmp     wait
 
+# MSR RCX := EDX:EAX, one OUT; and MSR RCX to (R10), one OUT.
+write_msr:
+        wrmsr
+        outb    %al, $0x80
+        jmp     wait
+read_msr:
+        rdmsr
+        movl    %eax, (%r10)
+        movl    %edx, 4(%r10)
+        outb    %al, $0x80
+        jmp     wait
+
 common:
         pushq   %rax
         pushq   %rcx
         pushq   %rdx
         movq    24(%rsp), %rax
         lock incl COUNTERS(, %rax, 4)
-        cmpb    $0, KEEP(%rax)
-        jne     1f
+        cmpb    $1, KEEP(%rax)
+        je      1f
+        movl    $0x40000070, %ecx
+        cmpb    $2, KEEP(%rax)
+        je      3f
         movl    $0x1b, %ecx
         rdmsr
         testl   $0x400, %eax
         jz      2f
         movl    $EOI, %ecx
-        xorl    %eax, %eax
+3:      xorl    %eax, %eax
         xorl    %edx, %edx
         wrmsr
         jmp     1f

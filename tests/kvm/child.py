@@ -25,6 +25,7 @@ from rootvisor.hypervisor.child_vp import ChildVp
 from rootvisor.tlfs import (
     gpa,
     hypercalls,
+    intercepts,
     messages,
     msrs,
     partition_properties,
@@ -134,7 +135,7 @@ class Driver:
         """synic_event_ring_get_queued_port until it finds nothing."""
         ring = self.ring(vp)
         words = ring.cast("I")
-        found = []
+        found: list[int] = []
         while True:
             tail = self.tails.get(vp, 0)
             if not words[1 + tail] and ring[1]:
@@ -270,8 +271,9 @@ class Child:
         memory = self.memory
         code = program()
         memory[CODE : CODE + len(code)] = code
-        offsets = [CODE + offset for offset in struct.unpack_from("<5Q", code)]
-        self.entry, stubs, self.store_loop, self.call_once, self.xapic_entry = offsets
+        offsets = [CODE + offset for offset in struct.unpack_from("<7Q", code)]
+        self.entry, stubs, self.store_loop, self.call_once, self.xapic_entry = offsets[:5]
+        self.write_msr, self.read_msr = offsets[5:]
         struct.pack_into("<Q", memory, TABLES, TABLES + 0x1007)
         for gib in range(4):
             directory = TABLES + 0x2000 + gib * 0x1000
@@ -329,9 +331,14 @@ class Child:
         self.set({registers.EXPLICIT_SUSPEND: 1}, vp)
 
     def start(self, rip: int, vp: int = 0, **values: int) -> None:
-        """Sets registers by name, and resumes."""
+        """Sets registers by name, and resumes; a halted VP is no longer."""
         self.set(
-            {registers.RIP: rip, **{getattr(registers, name.upper()): v for name, v in values.items()}}, vp
+            {
+                registers.INTERNAL_ACTIVITY_STATE: 0,
+                registers.RIP: rip,
+                **{getattr(registers, name.upper()): v for name, v in values.items()},
+            },
+            vp,
         )
         self.resume(vp)
 
@@ -349,6 +356,29 @@ class Child:
         kind, size, _flags, sender = messages.MESSAGE_HEADER.unpack_from(page)
         assert sender == self.id
         return kind, bytes(page[16 : 16 + size])
+
+    def wrmsr(self, index: int, value: int) -> bool:
+        """The guest of VP 0 writes an MSR; False when that faults."""
+        faults = self.count(13)
+        self.start(self.write_msr, rcx=index, rax=value & 0xFFFFFFFF, rdx=value >> 32)
+        return self._outcome(faults)
+
+    def rdmsr(self, index: int) -> int | None:
+        """The guest of VP 0 reads an MSR; None when that faults."""
+        faults = self.count(13)
+        self.start(self.read_msr, rcx=index, r10=RESULT)
+        if not self._outcome(faults):
+            return None
+        return int.from_bytes(self.memory[RESULT : RESULT + 8], "little")
+
+    def _outcome(self, faults: int) -> bool:
+        self.driver.wait_for(lambda: any(self.driver.slot()[:4]) or self.count(13) > faults, "for an MSR")
+        if self.count(13) > faults:
+            self.suspend()
+            return False
+        kind, _payload = self.intercept()
+        assert kind == intercepts.X64_IO_PORT_INTERCEPT
+        return True
 
     # --- what the guest did -------------------------------------------------------------------------------------------
     def word(self, at: int) -> int:

@@ -31,7 +31,8 @@ _DELIVERABLE = Struct("<H6x")
 _DATA_LEVEL = 1 << 15
 _DATA_ASSERT = 1 << 14
 _ADDRESS_LOGICAL = 1 << 2
-_ADDRESS_ALL = 0xFF << 12
+_BROADCAST = 0xFF
+_ADDRESS_ALL = _BROADCAST << 12
 _FIRST_VECTOR = 16
 #: Pins that KVM leaves to us, one per vector; ``kvm_arch.nr_reserved_ioapic_pins`` is a u8, so that 256 were none.
 _PINS = 256 - _FIRST_VECTOR
@@ -92,6 +93,8 @@ class ChildInterrupts:
             raise HvError(status.INVALID_PARAMETER)
         if destination >> 32:
             return
+        if interrupt_type == tlfs.INTERRUPT_INIT:
+            self._reset_synics(destination, control)
         key = (interrupt_type, control & 3, destination, vector)
         message = self._messages.get(key)
         if message is None:
@@ -104,6 +107,13 @@ class ChildInterrupts:
                 if vp.apic_id == destination:
                     vp.interrupts += 1
                     break
+
+    def _reset_synics(self, destination: int, control: int) -> None:
+        """INIT resets the SynIC too. (KVM does not tell of an INIT that another VP sends.)"""
+        if not control & tlfs.INTERRUPT_LOGICAL:
+            for vp in self._child.vps:
+                if destination in (vp.apic_id, _BROADCAST):
+                    vp.synic.reset()
 
     def _route(self, vector: int) -> None:
         self._routed.add(vector)

@@ -9,6 +9,7 @@ from .errors import HvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .event_rings import EventRings
     from .hypervisor import Hypervisor
     from .ports import Port
 
@@ -41,10 +42,10 @@ class Doorbell:
 class Doorbells:
     """All of one child. :meth:`match` needs no lock: entries are replaced, never changed."""
 
-    __slots__ = ("_hypervisor", "by_gpa", "rung")
+    __slots__ = ("_rings", "by_gpa", "rung")
 
     def __init__(self, hypervisor: Hypervisor) -> None:
-        self._hypervisor = hypervisor
+        self._rings: EventRings = hypervisor.messages.rings
         self.by_gpa: dict[int, tuple[Doorbell, ...]] = {}
         #: writes that were a doorbell's
         self.rung = 0
@@ -55,7 +56,7 @@ class Doorbells:
             port = bell.port
             if port.alive and bell.matches(size, value):
                 self.rung += 1
-                self._hypervisor.messages.rings.signal(port)
+                self._rings.signal(port)
                 return True
         return False
 

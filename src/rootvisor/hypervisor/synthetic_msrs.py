@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _X2APIC_TPR = 0x808
 _X2APIC_EOI = 0x80B
 _X2APIC_ICR = 0x830
+_ICR_BUSY = 1 << 12
 _CRASH_CAPABILITIES = msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE
 _CRASH_MESSAGE_MAX = 4096
 
@@ -51,7 +52,7 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
     if granted & privileges.ACCESS_INTR_CTRL_REGS:
         table[msrs.EOI] = None, _write_eoi(vp)
         table[msrs.ICR] = _read_icr(vp), _write_icr(vp)
-        table[msrs.TPR] = (lambda: vp.vcpu.get_msr(_X2APIC_TPR)), _write_tpr(vp)
+        table[msrs.TPR] = _read_tpr(vp), _write_tpr(vp)
         table[msrs.VP_ASSIST_PAGE] = (lambda: vp.assist_page.value), _write_assist_page(vp)
     if granted & privileges.ACCESS_SYNIC_REGS:
         table.update(_synic_msrs(vp))
@@ -146,18 +147,39 @@ def _write_assist_page(vp: VirtualProcessor) -> Write:
     return write
 
 
+# The APIC registers go to KVM's local APIC: by its x2APIC MSRs, or, while it is in xAPIC mode and refuses those, by
+# KVM's own copies of these very MSRs (``arch/x86/kvm/hyperv.c:kvm_hv_vapic_msr_write``), which only the host sees.
+
+
+def _write_apic(vp: VirtualProcessor, x2apic: int, value: int, synthetic: int, plain: int) -> None:
+    if not vp.vcpu.set_msr(x2apic, value) and not vp.vcpu.set_msr(synthetic, plain):
+        raise GeneralProtection
+
+
+def _read_apic(vp: VirtualProcessor, x2apic: int, synthetic: int) -> tuple[int, bool]:
+    """The value, and whether it is the x2APIC's."""
+    value = vp.vcpu.try_msr(x2apic)
+    if value is not None:
+        return value, True
+    value = vp.vcpu.try_msr(synthetic)
+    if value is None:
+        raise GeneralProtection
+    return value, False
+
+
 def _write_eoi(vp: VirtualProcessor) -> Write:
     def write(value: int) -> None:
-        if value >> 32 or not vp.vcpu.set_msr(_X2APIC_EOI, 0):
+        if value >> 32:
             raise GeneralProtection
+        _write_apic(vp, _X2APIC_EOI, 0, msrs.EOI, 0)
 
     return write
 
 
 def _read_icr(vp: VirtualProcessor) -> Read:
     def read() -> int:
-        value = vp.vcpu.get_msr(_X2APIC_ICR)
-        return (value >> 32 & 0xFF) << 56 | value & 0xFFFFFFFF
+        value, x2apic = _read_apic(vp, _X2APIC_ICR, msrs.ICR)
+        return (value >> 32 & 0xFF) << 56 | value & 0xFFFFFFFF if x2apic else value
 
     return read
 
@@ -165,16 +187,21 @@ def _read_icr(vp: VirtualProcessor) -> Read:
 def _write_icr(vp: VirtualProcessor) -> Write:
     def write(value: int) -> None:
         # xAPIC layout: destination in 63:56; the x2APIC register wants it in 63:32.
-        if not vp.vcpu.set_msr(_X2APIC_ICR, (value >> 56) << 32 | value & 0xFFFFFFFF & ~(1 << 12)):
-            raise GeneralProtection
+        low = value & 0xFFFFFFFF & ~_ICR_BUSY
+        _write_apic(vp, _X2APIC_ICR, (value >> 56) << 32 | low, msrs.ICR, value & 0xFF << 56 | low)
 
     return write
 
 
+def _read_tpr(vp: VirtualProcessor) -> Read:
+    return lambda: _read_apic(vp, _X2APIC_TPR, msrs.TPR)[0]
+
+
 def _write_tpr(vp: VirtualProcessor) -> Write:
     def write(value: int) -> None:
-        if value >> 8 or not vp.vcpu.set_msr(_X2APIC_TPR, value):
+        if value >> 8:
             raise GeneralProtection
+        _write_apic(vp, _X2APIC_TPR, value, msrs.TPR, value)
 
     return write
 
