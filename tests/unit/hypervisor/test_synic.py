@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 
 from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
@@ -14,7 +16,7 @@ from rootvisor.tlfs import msrs, status
 
 class Fixture:
     def __init__(self) -> None:
-        memory = GuestMemory((MemoryRegion(0, 0x4000, memoryview(bytearray(0x4000)), -1, 0),))
+        memory = GuestMemory((MemoryRegion(0, 0x4000, memoryview(mmap.mmap(-1, 0x4000)), -1, 0),))
         pages = OwnedPages(memory, 0, 4)
         self.vectors: list[int] = []
         self.synic = Synic(pages.allocate(), pages.allocate(), pages.allocate(), self.vectors.append)
@@ -87,3 +89,61 @@ def test_reset_empties_everything(made: Fixture) -> None:
     made.synic.scontrol = 1
     made.synic.end_of_message()
     assert made.kind() == 0
+
+
+def test_direct_message_is_placed_or_refused(made: Fixture) -> None:
+    message = (5).to_bytes(4, "little") + b"\4" + bytes(11) + b"ding"
+    made.synic.post_message_direct(0, message)
+    assert bytes(made.synic.simp.view[:20]) == message
+    with pytest.raises(HvError) as refused:
+        made.synic.post_message_direct(0, message)
+    assert refused.value.status == status.OBJECT_IN_USE
+    assert made.synic.simp.view[5] == 1, "the guest will write EOM"
+    made.free()
+    made.synic.post_message_direct(0, message)
+    assert made.vectors == [0xF3, 0xF3]
+
+
+def test_direct_message_does_not_overtake_the_queue(made: Fixture) -> None:
+    made.synic.post_message(0, 1, 0, b"")
+    made.synic.post_message(0, 2, 0, b"")
+    made.free()
+    with pytest.raises(HvError):
+        made.synic.post_message_direct(0, b"\1" + bytes(15))
+
+
+def test_deliverable_sints_are_asked_for_once(made: Fixture) -> None:
+    made.synic.notify_sints = 0b1001
+    made.synic.post_message(0, 1, 0, b"")
+    assert made.synic.take_deliverable() == 0b1000
+    assert made.synic.take_deliverable() == 0
+    assert made.synic.notify_sints == 1
+    assert made.synic.simp.view[5] == 1
+    made.free()
+    assert made.synic.take_deliverable() == 1
+    assert made.synic.notify_sints == 0
+
+
+def test_deliverable_waits_for_the_synic(made: Fixture) -> None:
+    made.synic.notify_sints = 1
+    made.synic.write_scontrol(0)
+    assert made.synic.take_deliverable() == 0
+    made.synic.write_scontrol(1)
+    assert made.synic.take_deliverable() == 1
+
+
+def test_event_flag_tells_whether_it_was_clear(made: Fixture) -> None:
+    assert made.synic.set_event_flag(0, 2047)
+    assert not made.synic.set_event_flag(0, 2047)
+    assert made.synic.siefp.view[255] == 0x80
+    assert made.vectors == [0xF3]
+    made.synic.write_sint(0, msrs.SINT_MASKED)
+    assert made.synic.set_event_flag(0, 1)
+    assert made.vectors == [0xF3]
+
+
+@pytest.mark.parametrize(("sint", "flag"), [(16, 0), (-1, 0), (0, 2048), (0, -1)])
+def test_event_flag_that_does_not_exist(made: Fixture, sint: int, flag: int) -> None:
+    with pytest.raises(HvError) as refused:
+        made.synic.set_event_flag(sint, flag)
+    assert refused.value.status == status.INVALID_PARAMETER
