@@ -444,19 +444,21 @@ class ChildMemory:
                 gpa, size = self._fresh.pop()
             except IndexError:  # another VP's thread was quicker
                 return
-            if self._can_prefault:
+            if self._can_prefault and self.dirty is None:  # KVM takes such pages for written
                 self._can_prefault = prefault(vp.vcpu.fd, gpa, size)
 
     # --- dirty pages ----------------------------------------------------------------------------------------------
     def start_tracking(self) -> None:
-        """Every page is clean from now on. No VP runs."""
+        """Every page is clean from now on. No VP runs. HvError NO_RESOURCES: KVM has no room for the bitmaps."""
         from .dirty_log import DirtyLog
 
         if self.dirty is None:
             self.dirty = DirtyLog(self, self._vm)
-        self.dirty.start(
-            [(first, last) for first, last, _state, _page in self._ranges.pieces(0, self.gfn_limit)]
-        )
+        try:
+            self.dirty.start([piece[:2] for piece in self._ranges.pieces(0, self.gfn_limit)])
+        except KvmError:
+            self.dirty = None
+            raise HvError(status.NO_RESOURCES) from None
 
     def stop_tracking(self) -> None:
         """No VP runs."""
@@ -465,22 +467,47 @@ class ChildMemory:
             self.dirty = None
 
     def access_states(self, gfn: int, count: int, flags: int) -> bytes:
-        """One byte per page (STATE_ACCESSED, STATE_DIRTY) from before the change that ``flags`` asks for.
+        """One byte per page (STATE_ACCESSED, STATE_DIRTY) from before the change that ``flags`` asks for; 0 for pages
+        that are not mapped, which do not change either. Nothing is dirty without tracking.
 
-        Without tracking nothing is dirty. KVM has no accessed bits for its user: a page counts as accessed while it is
-        mapped, which is on first use.
+        A page that is not accessible now may be dirty. Accessed is what is in this process' page tables on behalf of
+        the child: the child has touched it, or something near it (the host maps up to 2 MiB at once), or it was mapped
+        together with such a page; so it may be too much, never too little.
         """
-        states = bytearray(count)
-        for first, last, state, _page in self._ranges.pieces(gfn, gfn + count):
-            if state >= READ_ONLY:
-                states[first - gfn : last - gfn] = bytes((tlfs.STATE_ACCESSED,)) * (last - first)
-        if self.dirty is not None:
-            self.dirty.read(gfn, states, tlfs.STATE_DIRTY)
-            if flags & tlfs.ACCESS_CLEAR_DIRTY:
-                self.dirty.clear(gfn, count)
-            if flags & tlfs.ACCESS_SET_DIRTY:
-                self.dirty.set(gfn, count)
-        return bytes(states)
+        end = gfn + count
+        pieces = self._ranges.pieces(gfn, min(end, self.gfn_limit))
+        accessible = [(first, last) for first, last, state, _page in pieces if state >= READ_ONLY]
+        parts = []
+        at = gfn
+        for first, last in accessible:
+            parts.append(bytes(first - at))
+            parts.append(self._reservation.touched(first << 12, last - first))
+            at = last
+        parts.append(bytes(end - at))
+        states = b"".join(parts)
+        if flags & tlfs.ACCESS_CLEAR_ACCESSED:
+            for first, last in accessible:
+                self._reservation.untouch(first << 12, last - first << 12)
+        elif flags & tlfs.ACCESS_SET_ACCESSED:
+            for first, last in accessible:
+                self._reservation.touch(first << 12, last - first << 12)
+        if self.dirty is None:
+            return states
+        mapped = bytearray(count)
+        writable = bytearray(count)
+        for first, last, state, _page in pieces:
+            mapped[first - gfn : last - gfn] = b"\2" * (last - first)
+            if state == WRITABLE:
+                writable[first - gfn : last - gfn] = b"\1" * (last - first)
+        dirty = self.dirty.read(gfn, count, bytes(writable))
+        if flags & (tlfs.ACCESS_CLEAR_DIRTY | tlfs.ACCESS_SET_DIRTY):
+            for first, last, _state, _page in pieces:
+                self.dirty.change(first, last, not flags & tlfs.ACCESS_CLEAR_DIRTY)
+        if not any(dirty):
+            return states
+        number = int.from_bytes
+        bits = number(states, "little") | number(dirty, "little") << 1 & number(mapped, "little")
+        return bits.to_bytes(count, "little")
 
     # --- the end --------------------------------------------------------------------------------------------------
     def clear(self) -> None:

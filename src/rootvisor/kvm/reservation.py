@@ -21,6 +21,9 @@ _NOTHING = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
 #: So that KVM can use pages of every size.
 _ALIGNMENT = 1 << 30
 _FAILED = (1 << 64) - 1
+_MADV_DONTNEED, _MADV_POPULATE_READ = 4, 22
+#: bit 63 of an entry of /proc/self/pagemap, by its last byte
+_PRESENT = bytes(128) + b"\1" * 128
 
 
 def _library() -> Any:
@@ -33,7 +36,7 @@ def _library() -> Any:
         ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
     )  # fmt: skip
     library.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
-    library.mprotect.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+    library.mprotect.argtypes = library.madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
     return library
 
 
@@ -41,14 +44,15 @@ class Reservation:
     """``size`` bytes of addresses from ``address`` on, aligned to 1 GiB, without access. Offsets and sizes in bytes,
     multiples of 4096."""
 
-    __slots__ = ("_errno", "_mmap", "_mprotect", "_munmap", "address", "size")
+    __slots__ = ("_errno", "_madvise", "_mmap", "_mprotect", "_munmap", "address", "size")
 
     def __init__(self, size: int) -> None:
         import ctypes
 
         self.size = size
         library = _library()
-        self._mmap, self._munmap, self._mprotect = library.mmap, library.munmap, library.mprotect
+        self._mmap, self._munmap = library.mmap, library.munmap
+        self._mprotect, self._madvise = library.mprotect, library.madvise
         self._errno = ctypes.get_errno
         start: int = self._mmap(0, size + _ALIGNMENT, _PROT_NONE, _NOTHING, -1, 0)
         if start == _FAILED:
@@ -79,6 +83,21 @@ class Reservation:
         """Like :meth:`clear`, but needs no room for one more piece where no piece is cut in two."""
         if self._mprotect(self.address + offset, size, _PROT_NONE):
             self._fail()
+
+    def touched(self, offset: int, pages: int) -> bytes:
+        """A byte for each page, 1 if it is in this process' page tables: KVM has it only then."""
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            table.seek((self.address + offset >> 12) * 8)
+            entries = table.read(pages * 8)
+        return entries[7::8].translate(_PRESENT).ljust(pages, b"\0")
+
+    def untouch(self, offset: int, size: int) -> None:
+        """Takes a piece of a file out of the page tables; its contents and its rights stay."""
+        self._madvise(self.address + offset, size, _MADV_DONTNEED)
+
+    def touch(self, offset: int, size: int) -> None:
+        """Puts a piece of a file into the page tables (Linux 5.14; nothing before)."""
+        self._madvise(self.address + offset, size, _MADV_POPULATE_READ)
 
     def close(self) -> None:
         """Gives the addresses back; the machine that used them is closed."""

@@ -57,12 +57,31 @@ class FakeHypervisor:
 class FakeVm:
     def __init__(self) -> None:
         self.slots: dict[int, tuple[int, int, int, int]] = {}
+        self.written: set[int] = set()
+        self.refuse_after = 1 << 30
 
     def set_memory(self, slot: int, gpa: int, size: int, address: int, flags: int = 0) -> None:
         if size:
+            self.refuse_after -= 1
+            if self.refuse_after == 0:
+                raise KvmError("no room")
+            for other, (at, length, _, _) in self.slots.items():
+                assert other == slot or gpa + size <= at or at + length <= gpa, "slots overlap"
+            assert address == FakeReservation.address + gpa
             self.slots[slot] = (gpa, size, address, flags)
         else:
             del self.slots[slot]
+
+    def dirty_log(self, slot: int, size: int) -> bytes:
+        """Written pages, by byte and bit; clean again."""
+        gpa, length, _, flags = self.slots[slot]
+        assert flags == 1, "not logged"
+        assert size == (length // PAGE + 63) // 64 * 8
+        bits = 0
+        for gfn in [gfn for gfn in self.written if gpa <= gfn * PAGE < gpa + length]:
+            bits |= 1 << (gfn - gpa // PAGE)
+            self.written.remove(gfn)
+        return bits.to_bytes(size, "little")
 
 
 class FakeReservation:
@@ -73,6 +92,7 @@ class FakeReservation:
     def __init__(self, size: int) -> None:
         self.size = size
         self.pages: dict[int, tuple[int, int, bool]] = {}
+        self.present: set[int] = set()
         self.limit = 1 << 30
         self.calls = 0
         self.closed = False
@@ -106,6 +126,16 @@ class FakeReservation:
         self._try({gfn: page for gfn, page in self.pages.items() if not first <= gfn < last})
 
     forbid = clear
+
+    def touched(self, offset: int, pages: int) -> bytes:
+        first = offset // PAGE
+        return bytes(gfn in self.present for gfn in range(first, first + pages))
+
+    def untouch(self, offset: int, size: int) -> None:
+        self.present -= set(range(offset // PAGE, (offset + size) // PAGE))
+
+    def touch(self, offset: int, size: int) -> None:
+        self.present |= set(range(offset // PAGE, (offset + size) // PAGE))
 
     def close(self) -> None:
         self.closed = True
@@ -414,6 +444,114 @@ def test_write_is_all_or_nothing(made: Made) -> None:
 def test_beyond_the_address_space_nothing_is_mapped(made: Made) -> None:
     assert made.memory.state(1 << 60) == UNMAPPED
     assert made.memory.page(1 << 50) is None
+
+
+# --- access states --------------------------------------------------------------------------------------------------
+CLEAR, SET = tlfs.ACCESS_CLEAR_DIRTY, tlfs.ACCESS_SET_DIRTY
+DIRTY, ACCESSED = tlfs.STATE_DIRTY, tlfs.STATE_ACCESSED
+
+
+def test_tracking_logs_what_is_mapped_and_nothing_else(made: Made) -> None:
+    memory = made.memory
+    gib4 = 1 << 20
+    memory.map(0, 0xA0, tlfs.MAP_NO_ACCESS, None)
+    memory.map(0x100, 0xFEF00 - 0x100, tlfs.MAP_NO_ACCESS, None)
+    memory.map(gib4, 5, WRITE, (1, 2, 3, 4, 5))
+    memory.start_tracking()
+    slots = sorted(made.vm.slots.values())
+    assert sum(size for _, size, _, _ in slots) == (1 << 36) - PAGE
+    assert not [gpa for gpa, size, _, _ in slots if gpa <= 0xFEE00000 < gpa + size]
+    logged = [(gpa // PAGE, (gpa + size) // PAGE) for gpa, size, _, flags in slots if flags]
+    assert logged[0] == (0, 1 << 15)  # parts of 128 MiB; the gap of VGA memory is logged too
+    assert logged[-3:] == [(0xF8000, 0xFEE00), (0xFEE01, 0xFEF00), (gib4, gib4 + 5)]
+    memory.stop_tracking()
+    assert [slot[:2] for slot in made.vm.slots.values()] == [
+        (0, 0xFEE00000), (0xFEE01000, (1 << 36) - 0xFEE01000)
+    ]  # fmt: skip
+    assert memory.dirty is None
+
+
+def test_dirty_is_from_before_the_change(made: Made) -> None:
+    memory = made.memory
+    memory.map(8, 4, WRITE, (1, 2, 3, 4))
+    assert memory.access_states(6, 8, 0) == bytes(8)
+    memory.start_tracking()
+    made.vm.written.add(9)
+    assert memory.access_states(6, 8, CLEAR) == bytes((0, 0, 0, DIRTY, 0, 0, 0, 0))
+    assert memory.access_states(6, 8, SET) == bytes(8)
+    assert memory.access_states(6, 8, 0) == bytes((0, 0, DIRTY, DIRTY, DIRTY, DIRTY, 0, 0))
+    made.vm.written.add(10)
+    memory.access_states(6, 8, CLEAR)
+    assert memory.access_states(6, 8, 0) == bytes(8)
+    made.vm.written.add(8)
+    memory.start_tracking()
+    made.vm.written.clear()
+    assert memory.access_states(6, 8, 0) == bytes(8)
+
+
+def test_dirty_survives_revocation_and_another_mapping(made: Made) -> None:
+    memory = made.memory
+    memory.map(8, 2, WRITE, (1, 2))
+    memory.start_tracking()
+    made.vm.written.add(8)
+    memory.map(8, 2, tlfs.MAP_NO_ACCESS, None)
+    assert memory.access_states(8, 2, 0) == bytes((DIRTY, 0))
+    memory.unmap(8, 2)
+    assert memory.access_states(8, 2, CLEAR) == bytes(2)
+    memory.map(8, 2, WRITE, (5, 6))
+    assert memory.access_states(8, 2, CLEAR) == bytes((DIRTY, 0))
+    assert memory.access_states(8, 2, 0) == bytes(2)
+
+
+def test_what_the_hypervisor_writes_is_dirty(made: Made) -> None:
+    memory = made.memory
+    memory.map(8, 3, WRITE, (1, 2, 3))
+    memory.start_tracking()
+    memory.write(9 * PAGE - 1, b"ab")
+    assert memory.access_states(8, 3, 0) == bytes((DIRTY, DIRTY, 0))
+
+
+def test_writable_memory_that_came_later_counts_as_dirty(made: Made) -> None:
+    memory = made.memory
+    memory.map(8, 1, WRITE, (1,))
+    memory.start_tracking()
+    memory.map(0x10000, 1, WRITE, (2,))
+    memory.map(0x10001, 1, READ, (3,))
+    assert memory.access_states(0xFFFF, 4, CLEAR) == bytes((0, DIRTY, 0, 0))
+    assert memory.access_states(8, 1, 0) == bytes(1)
+
+
+def test_huge_children_get_larger_parts(made: Made) -> None:
+    for gfn in range(0x100000, 0x1000000, 1 << 20):
+        made.memory.map(gfn, 1 << 11, tlfs.MAP_NO_ACCESS | LARGE, None)
+    made.memory.start_tracking()
+    assert 200 < len(made.vm.slots) < 600
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_tracking_without_room_is_refused_and_leaves_the_memory(made: Made, after: int) -> None:
+    made.memory.map(8, 1, WRITE, (1,))
+    before = dict(made.vm.slots)
+    made.vm.refuse_after = after
+    expect(status.NO_RESOURCES, None, made.memory.start_tracking)
+    assert made.vm.slots == before
+    assert made.memory.dirty is None
+
+
+def test_accessed_is_what_lies_in_the_page_tables(made: Made) -> None:
+    memory = made.memory
+    memory.map(8, 4, WRITE, (1, 2, 3, 4))
+    memory.map(12, 1, tlfs.MAP_NO_ACCESS, None)
+    made.reservation.present |= {7, 9, 12}
+    assert memory.access_states(7, 6, tlfs.ACCESS_CLEAR_ACCESSED) == bytes((0, 0, ACCESSED, 0, 0, 0))
+    assert memory.access_states(7, 6, tlfs.ACCESS_SET_ACCESSED) == bytes(6)
+    assert memory.access_states(7, 6, 0) == bytes((0, *[ACCESSED] * 4, 0))
+
+
+def test_access_states_far_outside_are_zero(made: Made) -> None:
+    made.memory.start_tracking()
+    assert made.memory.access_states((1 << 24) - 2, 9, 0xF) == bytes(9)
+    assert made.memory.access_states(1 << 40, 9, 0xF) == bytes(9)
 
 
 # --- the end --------------------------------------------------------------------------------------------------------
