@@ -130,7 +130,8 @@ class LoneChild:
             cpuid_results=CpuidResults(), deposits=DepositPool(), guest_os_id=0, crash_parameters=[0] * 5,
             reference_time=ReferenceTime(1_000_000_000, 0), tsc_invariant=0, apic_hz=1_000_000_000,
             intercepts=InstalledIntercepts(), doorbells=self.doorbells, unimplemented_msr_action=0, defect=None,
-            trace=None, held=0, pinned=0, time=RunningTime(),
+            trace=None, held=0, pinned=0, hypervisor_present=bool(privilege), last_leaf=0x40000006, max_vps=256,
+            time=RunningTime(),
         )  # fmt: skip
         self.partition = partition
         self.partition.interrupts = ChildInterrupts(self.partition)
@@ -150,7 +151,7 @@ class LoneChild:
                 vp_registers.reset(vp)
             vp.message_page = memoryview(bytearray(4096))
         self.vp: ChildVp = self.partition.vps[0]
-        self.root_vp: Any = object()
+        self.root_vp: Any = SimpleNamespace(vcpu=SimpleNamespace(thread=0), waking=[])
         self._load()
         self.map(0, MAPPED)
         self.long_mode()

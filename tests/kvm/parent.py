@@ -269,6 +269,11 @@ class Child:
         assert self.map(0, list(range(first, first + 16))) == 0
         self.enter(0, gpa)
 
+    def memory(self, gpa: int) -> memoryview:
+        """The root's view of what :meth:`load` has mapped, from ``gpa`` to the end of its page."""
+        at = CHILD_RAM + gpa
+        return self.guest.ram[at : (at | 0xFFF) + 1]
+
     def enter(self, index: int, gpa: int = 0x1000) -> None:
         """Real mode, CS base 0."""
         code_segment = 0x009B << 112 | 0 << 96 | 0xFFFF << 64

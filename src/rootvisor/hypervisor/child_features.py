@@ -35,6 +35,12 @@ for _bit in (*_PRIVILEGES, *_FEATURES):
     ASSIGNABLE |= _bit
 
 
+def hypervisor_present(synthetic: int) -> bool:
+    """Whether the guest sees a hypervisor with the interface "Hv#1". The bits for the one and the other make sense
+    together only."""
+    return synthetic & _PRESENT == _PRESENT
+
+
 def privileges_of(synthetic: int) -> int:
     """Privileges for a value of the property: none unless the hypervisor and its interface are to be seen."""
     return _sum(_PRIVILEGES, synthetic)
@@ -46,7 +52,7 @@ def features_of(synthetic: int) -> int:
 
 
 def _sum(table: dict[int, int], synthetic: int) -> int:
-    if synthetic & _PRESENT != _PRESENT:
+    if not hypervisor_present(synthetic):
         return 0
     total = 0
     for bit, granted in table.items():

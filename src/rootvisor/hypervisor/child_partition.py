@@ -8,7 +8,7 @@ from time import monotonic
 
 from ..kvm.errors import KvmError
 from ..tlfs import msrs, status
-from ..tlfs.cpuid import RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
+from ..tlfs.cpuid import HARDWARE_FEATURES, RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
 from . import child_features, vp_registers, vp_state
 from .child_cpuid import CpuidResults
 from .child_interrupts import ChildInterrupts
@@ -52,7 +52,7 @@ class ChildPartition(Partition):
         "doorbells", "flags", "held", "intercepts", "interrupts", "overlay_pages", "pinned", "processors_per_socket",
         "root", "state", "time", "unimplemented_msr_action",
     )  # fmt: skip
-    memory: ChildMemory  # type: ignore[assignment]
+    memory: ChildMemory
     vps: list[ChildVp]  # type: ignore[assignment]
     time: ChildTime
     processors_per_socket: int
@@ -79,6 +79,9 @@ class ChildPartition(Partition):
             self.disabled_features = disabled_features
             self.state = CREATED
             self.recommendations = RECOMMEND_RELAXED_TIMING | RECOMMEND_NO_AUTO_EOI
+            self.hypervisor_present = False
+            self.last_leaf = HARDWARE_FEATURES
+            self.max_vps = VP_LIMIT
             self._synthetic_features = 0
             self._table: dict[int, ChildVp] = {}
             #: processors of deleted VPs: KVM keeps them until the machine goes
@@ -116,6 +119,7 @@ class ChildPartition(Partition):
     @synthetic_features.setter
     def synthetic_features(self, value: int) -> None:
         self._synthetic_features = value
+        self.hypervisor_present = child_features.hypervisor_present(value)
         self.privileges = child_features.privileges_of(value)
         self.features = child_features.features_of(value)
 

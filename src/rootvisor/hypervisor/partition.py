@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 
-from ..tlfs import status
+from ..tlfs import cpuid, status
 from .deposits import DepositPool
 from .errors import HvError
 from .reference_time import ReferenceTime
@@ -31,9 +31,11 @@ class Partition:
 
     __slots__ = (
         "_end_lock", "apic_hz", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
-        "features", "guest_os_id", "hypercall_page", "hypervisor", "id", "memory", "privileges", "recommendations",
-        "reference_time", "statistics", "trace", "tsc_invariant", "tsc_page", "vm", "vps",
+        "features", "guest_os_id", "hypercall_page", "hypervisor", "hypervisor_present", "id", "last_leaf", "max_vps",
+        "memory", "privileges", "recommendations", "reference_time", "statistics", "trace", "tsc_invariant", "tsc_page",
+        "vm", "vps",
     )  # fmt: skip
+    reference_time: ReferenceTime
 
     def __init__(self, hypervisor: Hypervisor, partition_id: int, memory: GuestMemory, vm: Vm) -> None:
         self.hypervisor = hypervisor
@@ -41,6 +43,12 @@ class Partition:
         self.privileges = 0
         self.features = 0
         self.recommendations = 0
+        #: whether CPUID tells of a hypervisor, and of the interface "Hv#1"
+        self.hypervisor_present = True
+        #: the highest hypervisor leaf
+        self.last_leaf = cpuid.ISOLATION
+        #: how many VPs there can be (CPUID 0x40000005)
+        self.max_vps = hypervisor.max_vps
         self.memory = memory
         self.vm = vm
         self.deposits = DepositPool()

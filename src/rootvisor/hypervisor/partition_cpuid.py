@@ -91,10 +91,10 @@ def hypervisor_leaves(partition: Partition) -> list[CpuidEntry]:
     with the highest basic leaf, and Linux reads 0x40000082 without looking at the maximum."""
     version = partition.hypervisor.version
     leaves = [*range(cpuid.VENDOR_AND_MAX, cpuid.ISOLATION + 1), 0x40000080, 0x40000081, 0x40000082]
-    if not partition.privileges and not partition.features:  # it is not to see a hypervisor
+    if not partition.hypervisor_present:
         return [(leaf, 0, 0, 0, 0, 0, 0) for leaf in leaves]
     values: dict[int, tuple[int, int, int, int]] = {
-        cpuid.VENDOR_AND_MAX: (cpuid.ISOLATION, *cpuid.VENDOR),
+        cpuid.VENDOR_AND_MAX: (partition.last_leaf, *cpuid.VENDOR),
         cpuid.INTERFACE: (cpuid.INTERFACE_SIGNATURE, 0, 0, 0),
         cpuid.VERSION: (version.build, version.major << 16 | version.minor, version.service_pack, 0),
         cpuid.FEATURES: (
@@ -104,6 +104,6 @@ def hypervisor_leaves(partition: Partition) -> list[CpuidEntry]:
             partition.features,
         ),
         cpuid.RECOMMENDATIONS: (partition.recommendations, 0xFFFFFFFF, 0, 0),
-        cpuid.LIMITS: (partition.hypervisor.max_vps, partition.hypervisor.max_lps, 0, 0),
+        cpuid.LIMITS: (partition.max_vps, partition.hypervisor.max_lps, 0, 0),
     }
     return [(leaf, 0, 0, *values.get(leaf, (0, 0, 0, 0))) for leaf in leaves]

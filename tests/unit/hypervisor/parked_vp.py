@@ -220,7 +220,7 @@ class ParkedVp:
             recommendations=0, cpuid_results=CpuidResults(), deposits=DepositPool(), guest_os_id=0,
             hypercall_page=Page(), tsc_page=Page(), reference_time=ReferenceTime(1_000_000_000, 0),
             crash_parameters=[0] * 5, vm=vm, vps=[self], interrupts=_Interrupts(), memory=SimpleNamespace(width=40),
-            time=RunningTime(), held=0, pinned=0,
+            time=RunningTime(), held=0, pinned=0, hypervisor_present=False, last_leaf=0x40000006, max_vps=256,
         )  # fmt: skip
         self.vcpu = vcpu if vcpu is not None else FakeVcpu(vm)
         self.index = self.vcpu.index
