@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rootvisor.hypervisor.calls import load_children
 from rootvisor.hypervisor.hypercall_abi import PAGE_CODE
 from rootvisor.hypervisor.hypercall_table import REP, TABLE, VARIABLE
 from rootvisor.tlfs import hypercalls as hv
@@ -55,6 +56,7 @@ class Fuzzer:
         self.guest = guest
         self.vp = vp
         self.random = random.Random(seed)
+        load_children()
         self.codes = sorted(TABLE.calls)
         self.slot_base = SLOTS + vp * SLOT_SIZE * (SLOT_COUNT // VPS)
         self.slots: dict[int, list[int]] = {}
@@ -230,7 +232,7 @@ def check_accounts(guest: Guest, expected: int) -> None:
     assert len(set(pool.free)) == len(pool.free)
     assert not set(pool.free) & pool.used
     assert len(pool.free) + len(used) == expected
-    assert set(guest.partition.statistics.values()) == used
+    assert set(guest.hypervisor.statistics.pages.values()) == used
     first, last = SCRATCH[0] >> 12, g.RAM >> 12
     assert all(first <= page < last for page in (*pool.free, *used))
 

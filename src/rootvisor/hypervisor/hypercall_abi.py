@@ -176,6 +176,9 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     """Checks and runs one call; returns repetitions done (0 for a call without)."""
     partition = vp.partition
     call = TABLE.calls.get(code)
+    if call is None:
+        with partition.hypervisor.lock:
+            call = TABLE.find(code)
     counted = code if call is not None else UNKNOWN_CODE
     vp.hypercalls[counted] = vp.hypercalls.get(counted, 0) + 1
     if call is None:

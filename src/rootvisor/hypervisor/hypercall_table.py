@@ -58,12 +58,20 @@ class Hypercall:
 
 
 class HypercallTable:
-    """Codes to calls; one table serves every partition."""
+    """Codes to calls; one table serves every partition. ``more`` declares the calls that are not there yet."""
 
-    __slots__ = ("calls",)
+    __slots__ = ("calls", "more")
 
     def __init__(self) -> None:
         self.calls: dict[int, Hypercall] = {}
+        self.more: Callable[[], None] | None = None
+
+    def find(self, code: int) -> Hypercall | None:
+        """The call with this code, after a look at all there are. The caller holds Hypervisor.lock."""
+        if code not in self.calls and self.more is not None:
+            self.more()
+            self.more = None
+        return self.calls.get(code)
 
     def simple(
         self, code: int, layout: Layout | None = None, output: int = 0, privilege: int = 0

@@ -11,7 +11,8 @@ Values are unsigned integers of 64 or 128 bits. What depends on more than one re
 
 from __future__ import annotations
 
-from time import clock_gettime_ns
+from struct import Struct
+from time import clock_gettime_ns, perf_counter_ns
 
 from ..kvm import abi
 from ..kvm.errors import KvmError
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     Get = Callable[[ChildVp], int]
     Set = Callable[[ChildVp, int], None]
 
+_PAIR = Struct("<QQ").pack_into
+_ELEMENT = Struct("<I12xQQ").unpack_from
+#: Elements between two looks at the clock; most cost a microsecond.
+_ELEMENTS = 32
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 _REGS = abi.SYNC_REGS_AT // 8
 _SREGS = abi.SYNC_SREGS_AT // 8
@@ -119,16 +124,18 @@ def _special(slot: int, reserved: int) -> Set:
     def write(vp: ChildVp, value: int) -> None:
         if value & reserved:
             raise HvError(status.INVALID_REGISTER_VALUE)
-        vp.u64[slot] = value
-        vp.mark_dirty(abi.SYNC_SREGS)
+        if vp.u64[slot] != value:  # or KVM would load all special registers again
+            vp.u64[slot] = value
+            vp.mark_dirty(abi.SYNC_SREGS)
 
     return write
 
 
 def _segment(at: int) -> tuple[Get, Set]:
     def write(vp: ChildVp, value: int) -> None:
-        segments.write(vp.u8, at, value)
-        vp.mark_dirty(abi.SYNC_SREGS)
+        if segments.read(vp.u8, at) != value:
+            segments.write(vp.u8, at, value)
+            vp.mark_dirty(abi.SYNC_SREGS)
 
     return (lambda vp: segments.read(vp.u8, at)), write
 
@@ -137,8 +144,9 @@ def _table(offset: int) -> tuple[Get, Set]:
     at = abi.SYNC_SREGS_AT + offset
 
     def write(vp: ChildVp, value: int) -> None:
-        segments.write_table(vp.u8, at, value)
-        vp.mark_dirty(abi.SYNC_SREGS)
+        if segments.read_table(vp.u8, at) >> 48 != value >> 48:
+            segments.write_table(vp.u8, at, value)
+            vp.mark_dirty(abi.SYNC_SREGS)
 
     return (lambda vp: segments.read_table(vp.u8, at)), write
 
@@ -298,6 +306,14 @@ def _stimer(index: int) -> tuple[Get, Set]:
 SLOTS: dict[int, int] = {}
 #: RAX to R15, which can be written like this too (and marked, abi.SYNC_REGS).
 GENERAL: dict[int, int] = {}
+#: Where segment registers and tables lie in ``vp.u8``, and FPU registers in the legacy area of the XSAVE image.
+_SEGMENTS = dict(zip(range(names.ES, names.TR + 1), segments.AT, strict=True))
+_FPU = {
+    **{names.XMM0 + number: 160 + 16 * number for number in range(16)},
+    **{names.FP_MMX0 + number: 32 + 16 * number for number in range(8)},
+    names.FP_CONTROL_STATUS: 0,
+    names.XMM_CONTROL_STATUS: 16,
+}
 #: Registers of 128 bits. VMMs leave what they like in the upper half of the others.
 WIDE = frozenset(
     (
@@ -340,16 +356,12 @@ def _build() -> None:
     def both(name: int, pair: tuple[Get, Set]) -> None:
         _GET[name], _SET[name] = pair
 
-    for number, at in enumerate(segments.AT):
-        both(names.ES + number, _segment(at))
+    for name, at in _SEGMENTS.items():
+        both(name, _segment(at))
     both(names.IDTR, _table(abi.SREGS_IDT))
     both(names.GDTR, _table(abi.SREGS_GDT))
-    for number in range(16):
-        both(names.XMM0 + number, _fpu(160 + 16 * number))
-    for number in range(8):
-        both(names.FP_MMX0 + number, _fpu(32 + 16 * number))
-    both(names.FP_CONTROL_STATUS, _fpu(0))
-    both(names.XMM_CONTROL_STATUS, _fpu(16))
+    for name, offset in _FPU.items():
+        both(name, _fpu(offset))
     for number, index in enumerate((0, 1, 2, 3, 4, 5)):
         both(names.DR0 + number, _debug(index))
     for name, msr in _msrs().items():
@@ -482,6 +494,77 @@ def set(vp: ChildVp, name: int, value: int, root_vp: VirtualProcessor) -> None:
     if always[1] is None:
         raise HvError(status.INVALID_PARAMETER)
     always[1](vp, value, root_vp)
+
+
+# --- many at once -------------------------------------------------------------------------------------------------
+def read_many(
+    vp: ChildVp, wanted: memoryview, output: memoryview, start: int, count: int, deadline: int
+) -> int:
+    """Registers ``wanted[start:count]`` to their places in ``output``, 16 bytes each; returns how many are done, fewer
+    than ``count`` after the deadline. HvError as :func:`get`, with the number done."""
+    parked = not vp.running
+    u64 = vp.u64
+    u8 = vp.u8
+    index = start
+    try:
+        for index in range(start, count):
+            name = wanted[index]
+            at = index * 16
+            if parked:
+                if name in SLOTS:
+                    _PAIR(output, at, u64[SLOTS[name]], 0)
+                    continue
+                if name in _SEGMENTS:
+                    output[at : at + 16] = segments.pack(u8, _SEGMENTS[name])
+                    continue
+                if name in _FPU:
+                    offset = _FPU[name]
+                    output[at : at + 16] = vp.stored.fpu.load(vp)[offset : offset + 16]
+                    continue
+            value = get(vp, name)
+            _PAIR(output, at, value & _MASK64, value >> 64)
+            if not index % _ELEMENTS and perf_counter_ns() > deadline:
+                return index + 1
+    except HvError as error:
+        error.reps = index
+        raise
+    return count
+
+
+def write_many(vp: ChildVp, elements: memoryview, start: int, count: int, root_vp: VirtualProcessor) -> int:
+    """Stores elements of 32 bytes (name, value at 16) in order; returns how many are done, fewer than ``count`` after
+    ``root_vp``'s deadline. HvError as :func:`set`, with the number done.
+
+    VMMs store what they have read: what is there already is passed over.
+    """
+    parked = not vp.running
+    u64 = vp.u64
+    u8 = vp.u8
+    index = start
+    try:
+        for index in range(start, count):
+            name, low, high = _ELEMENT(elements, index * 32)
+            if parked:
+                if name in SLOTS:
+                    slot = SLOTS[name]
+                    if u64[slot] == low:
+                        continue
+                    if name in GENERAL:
+                        u64[slot] = low
+                        u64[_DIRTY] |= abi.SYNC_REGS
+                        continue
+                elif name in _SEGMENTS:
+                    at = index * 32 + 16
+                    if elements[at : at + 16] == segments.pack(u8, _SEGMENTS[name]):
+                        continue
+            set(vp, name, low | high << 64 if high else low, root_vp)
+            parked = not vp.running
+            if not index % _ELEMENTS and index and perf_counter_ns() > root_vp.deadline:
+                return index + 1
+    except HvError as error:
+        error.reps = index
+        raise
+    return count
 
 
 def reset(vp: ChildVp) -> None:

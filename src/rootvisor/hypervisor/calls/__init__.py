@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypercalls, a module per family. Each declares its calls in :data:`rootvisor.hypervisor.hypercall_table.TABLE`."""
+"""Hypercalls, a module per family. Each declares its calls in :data:`rootvisor.hypervisor.hypercall_table.TABLE`.
+
+Modules cost time at every start, so the families that only children need come with the first call that is none of the
+others: :meth:`HypercallTable.find`.
+"""
 
 from __future__ import annotations
 
+from ..hypercall_table import TABLE
+
 
 def load() -> None:
-    """Imports every family, which declares its calls."""
+    """Imports the families that a root partition needs when it boots, which declares their calls."""
     from . import (  # noqa: F401
-        cpuid,
         device_interrupts,
-        gpa_mapping,
         identity,
-        intercepts,
-        interrupts,
         ipi,
         logical_processors,
         memory_pool,
-        messages,
-        partitions,
-        ports,
         properties,
         statistics,
         system,
         virtual_processors,
+    )
+
+    TABLE.more = load_children
+
+
+def load_children() -> None:
+    """Imports the families that are about child partitions."""
+    from . import (  # noqa: F401
+        cpuid,
+        gpa_mapping,
+        intercepts,
+        interrupts,
+        messages,
+        partitions,
+        ports,
         vp_registers,
         vp_state,
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from struct import Struct
-from time import perf_counter_ns
 
 from ...kvm import abi
 from ...tlfs import hypercalls, privileges, registers, status, translation
@@ -18,10 +17,7 @@ if TYPE_CHECKING:
 
 _VALUE = Struct("<QQ").pack_into
 _SET_ELEMENT = Struct("<I12xQQ").unpack_from
-_DIRTY = abi.RUN_DIRTY_REGS // 8
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
-#: Elements between two looks at the clock; most cost a microsecond.
-_ELEMENTS = 32
 _CPL = abi.SYNC_SREGS_AT + abi.SREGS_SS + abi.SEGMENT_DPL
 
 
@@ -67,30 +63,18 @@ def get_vp_registers(
     """
     target = _child_vp(vp, partition_id, vp_index, vtl)
     names = elements.cast("I")
-    index = start
-    try:
-        if target is None:
-            from .. import synthetic_registers
-
-            for index in range(start, count):
-                value = synthetic_registers.get(vp, names[index])
-                _VALUE(output, index * 16, value & _MASK64, value >> 64)
-            return count
+    if target is not None:
         from .. import register_page, vp_registers
 
         register_page.absorb(target)
-        slots = {} if target.running else vp_registers.SLOTS
-        get = vp_registers.get
-        u64 = target.u64
+        return vp_registers.read_many(target, names, output, start, count, vp.deadline)
+    from .. import synthetic_registers
+
+    index = start
+    try:
         for index in range(start, count):
-            name = names[index]
-            if name in slots:
-                _VALUE(output, index * 16, u64[slots[name]], 0)
-            else:
-                value = get(target, name)
-                _VALUE(output, index * 16, value & _MASK64, value >> 64)
-                if not index % _ELEMENTS and perf_counter_ns() > vp.deadline:
-                    return index + 1
+            value = synthetic_registers.get(vp, names[index])
+            _VALUE(output, index * 16, value & _MASK64, value >> 64)
     except HvError as error:
         error.reps = index
         raise
@@ -114,42 +98,27 @@ def set_vp_registers(
     INVALID_PARAMETER: unknown or read-only name; INVALID_REGISTER_VALUE; INVALID_VP_STATE: the VP runs.
     """
     target = _child_vp(vp, partition_id, vp_index, vtl)
-    index = start
-    if target is None:
-        from .. import synthetic_registers
+    if target is not None:
+        from .. import register_page, vp_registers
 
+        register_page.absorb(target)
         try:
-            for index in range(start, count):
-                name, low, _high = _SET_ELEMENT(elements, index * 32)
-                synthetic_registers.set(vp, name, low)
-        except HvError as error:
-            error.reps = index
-            raise
-        except GeneralProtection:
-            raise HvError(status.INVALID_REGISTER_VALUE, index) from None
-        return count
-    from .. import register_page, vp_registers
+            return vp_registers.write_many(target, elements, start, count, vp)
+        finally:
+            if not target.running:
+                register_page.fill(target)
+    from .. import synthetic_registers
 
-    register_page.absorb(target)
-    set_register = vp_registers.set
-    general = vp_registers.GENERAL
-    u64 = target.u64
+    index = start
     try:
         for index in range(start, count):
-            name, low, high = _SET_ELEMENT(elements, index * 32)
-            if name in general and not target.running:
-                u64[general[name]] = low
-                u64[_DIRTY] |= abi.SYNC_REGS
-            else:
-                set_register(target, name, low | high << 64 if high else low, vp)
-            if not index % _ELEMENTS and index and perf_counter_ns() > vp.deadline:
-                return index + 1
+            name, low, _high = _SET_ELEMENT(elements, index * 32)
+            synthetic_registers.set(vp, name, low)
     except HvError as error:
         error.reps = index
         raise
-    finally:
-        if not target.running:
-            register_page.fill(target)
+    except GeneralProtection:
+        raise HvError(status.INVALID_REGISTER_VALUE, index) from None
     return count
 
 
