@@ -41,29 +41,27 @@ def map_gpa_pages(
 
     Replaces whatever is mapped there, and is in force for every VP on return. INVALID_PARAMETER: unknown flags, neither
     readable nor NO_ACCESS, alignment of large pages, beyond the address space, not the root's page to give.
+    NO_RESOURCES: the host has no room for so many pieces. Elements before the one that fails are done.
     """
     child = _child(vp, partition_id)
-    if flags & ~tlfs.MAP_KNOWN or gfn >> 52:
+    unit = tlfs.LARGE_PAGES if flags & tlfs.MAP_LARGE_PAGE else 1
+    if flags & ~tlfs.MAP_KNOWN or not flags & (tlfs.MAP_READABLE | tlfs.MAP_NO_ACCESS) or gfn % unit:
         raise HvError(status.INVALID_PARAMETER, start)
-    unit = 1
-    if flags & tlfs.MAP_LARGE_PAGE:
-        unit = tlfs.LARGE_PAGES
-        if gfn % unit:
-            raise HvError(status.INVALID_PARAMETER, start)
     pages = None
+    good = count - start
     if not flags & tlfs.MAP_NO_ACCESS:
-        if not flags & tlfs.MAP_READABLE:
-            raise HvError(status.INVALID_PARAMETER, start)
-        pages = unpack_from(f"<{count - start}Q", elements, start * 8)
-        for index, page in enumerate(pages):
-            if page >> 40 or page % unit:
-                raise HvError(status.INVALID_PARAMETER, start + index)
+        pages = unpack_from(f"<{good}Q", elements, start * 8)
+        if unit > 1:
+            good = next((index for index, page in enumerate(pages) if page % unit), good)
+            pages = pages[:good]
     try:
-        child.memory.map(gfn + start * unit, count - start, flags, pages)
+        child.memory.map(gfn + start * unit, good, flags, pages)
     except HvError as error:
         if error.reps is not None:
             error.reps += start
         raise
+    if start + good < count:
+        raise HvError(status.INVALID_PARAMETER, start + good)
     return count
 
 
@@ -81,9 +79,13 @@ def unmap_gpa_pages(
     """Nothing is mapped any more at the pages (of 512 with UNMAP_LARGE_PAGE); pages without a mapping are no error."""
     child = _child(vp, partition_id)
     unit = tlfs.LARGE_PAGES if flags & tlfs.UNMAP_LARGE_PAGE else 1
-    if flags & ~tlfs.UNMAP_LARGE_PAGE or gfn % unit or gfn >> 52:
+    if flags & ~tlfs.UNMAP_LARGE_PAGE or gfn % unit:
         raise HvError(status.INVALID_PARAMETER, start)
-    child.memory.unmap(gfn + start * unit, (count - start) * unit)
+    try:
+        child.memory.unmap(gfn + start * unit, (count - start) * unit)
+    except HvError as error:
+        error.reps = start
+        raise
     return count
 
 
@@ -106,7 +108,7 @@ def get_gpa_pages_access_states(
 ) -> int:
     """One byte per page: bit 0 accessed, bit 1 dirty, as before the change that ``flags`` asks for."""
     child = _child(vp, partition_id)
-    if flags >> 4 or gfn >> 52:
+    if flags & ~tlfs.ACCESS_KNOWN:
         raise HvError(status.INVALID_PARAMETER, start)
     output[start:count] = child.memory.access_states(gfn + start, count - start, flags)
     return count
