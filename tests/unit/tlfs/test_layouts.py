@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from rootvisor.kernels.cache import cache_dir
-from rootvisor.tlfs import hypercalls, messages, status
+from rootvisor.tlfs import gpa, hypercalls, messages, status
 from rootvisor.tlfs.layout import Layout
 
 LAYOUTS = {
     value.name: value
-    for module in (hypercalls, messages)
+    for module in (gpa, hypercalls, messages)
     for value in vars(module).values()
     if isinstance(value, Layout)
 }
@@ -192,3 +192,18 @@ def test_numbers_are_the_kernels(headers: Path, tmp_path: Path, prefix: str, num
     by_name = {name: number for number, name in numbers.items()}
     assert found == {name: by_name[name] for name in found}
     assert len(found) > 20
+
+
+def test_flags_of_gpa_mappings_are_the_kernels(headers: Path, tmp_path: Path) -> None:
+    names = {name: value for name, value in vars(gpa).items() if name.startswith(("MAP_", "UNMAP_"))}
+    flags = {name: value for name, value in names.items() if isinstance(value, int) and name != "MAP_KNOWN"}
+    states = {
+        name: value
+        for name, value in vars(gpa).items()
+        if name.startswith("ACCESS_") and name != "ACCESS_KNOWN"
+    }
+    lines = [f'P("{name}", HV_{name.replace("MAP_", "MAP_GPA_")});' for name in flags]
+    for name in states:
+        lines.append(f"union hv_gpa_page_access_state_flags {name} = {{ .{name[7:].lower()} = 1 }};")
+        lines.append(f'P("{name}", {name}.as_uint64);')
+    assert probe(headers, tmp_path, lines) == flags | states
