@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from ...tlfs import cpuid_results as tlfs
 from ...tlfs import hypercalls, privileges, status
 from ...tlfs.registers import VP_INDEX_ANY
+from .. import child_cpuid, register_page
 from ..errors import HvError
 from ..hypercall_table import TABLE
 from .callers import root_of
@@ -95,8 +96,6 @@ def get_vp_cpuid_values(
     flags: int,
 ) -> int:
     """EAX, EBX, ECX, EDX per leaf. INVALID_VP_STATE: the VP runs."""
-    from .. import child_cpuid, register_page
-
     target = _child(vp, partition_id).vp(vp_index)
     if target.running:
         raise HvError(status.INVALID_VP_STATE)

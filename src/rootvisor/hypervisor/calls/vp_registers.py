@@ -7,6 +7,7 @@ from struct import Struct
 
 from ...kvm import abi
 from ...tlfs import hypercalls, privileges, registers, status, translation
+from .. import page_walk, register_page, synthetic_registers, vp_registers
 from ..errors import GeneralProtection, HvError
 from ..hypercall_table import TABLE
 
@@ -64,12 +65,8 @@ def get_vp_registers(
     target = _child_vp(vp, partition_id, vp_index, vtl)
     names = elements.cast("I")
     if target is not None:
-        from .. import register_page, vp_registers
-
         register_page.absorb(target)
         return vp_registers.read_many(target, names, output, start, count, vp.deadline)
-    from .. import synthetic_registers
-
     index = start
     try:
         for index in range(start, count):
@@ -99,16 +96,12 @@ def set_vp_registers(
     """
     target = _child_vp(vp, partition_id, vp_index, vtl)
     if target is not None:
-        from .. import register_page, vp_registers
-
         register_page.absorb(target)
         try:
             return vp_registers.write_many(target, elements, start, count, vp)
         finally:
             if not target.running:
                 register_page.fill(target)
-    from .. import synthetic_registers
-
     index = start
     try:
         for index in range(start, count):
@@ -137,8 +130,6 @@ def translate_virtual_address(
         raise HvError(status.INVALID_PARAMETER)
     if target.running:
         raise HvError(status.INVALID_VP_STATE)
-    from .. import page_walk, register_page
-
     register_page.absorb(target)
     exempt = flags & translation.PRIVILEGE_EXEMPT
     walk = page_walk.translate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ...tlfs import hypercalls, privileges, status
 from ...tlfs import vp_state as tlfs
+from .. import register_page, vp_state
 from ..errors import HvError
 from ..hypercall_table import TABLE
 from .callers import root_of
@@ -47,9 +48,7 @@ def map_vp_state_page(
     target = _child_vp(vp, partition_id, vp_index, vtl)
     if kind not in (tlfs.PAGE_REGISTERS, tlfs.PAGE_INTERCEPT_MESSAGE) or flags:
         raise HvError(status.INVALID_PARAMETER)
-    from ..vp_state import map_page
-
-    return tlfs.MAP_VP_STATE_PAGE_OUTPUT.pack(map_page(target, kind))
+    return tlfs.MAP_VP_STATE_PAGE_OUTPUT.pack(vp_state.map_page(target, kind))
 
 
 @TABLE.simple(hypercalls.UNMAP_VP_STATE_PAGE, tlfs.UNMAP_VP_STATE_PAGE_INPUT, 0, privileges.CREATE_PARTITIONS)
@@ -61,9 +60,7 @@ def unmap_vp_state_page(
     INVALID_PARAMETER: not mapped.
     """
     target = _child_vp(vp, partition_id, vp_index, vtl)
-    from ..vp_state import unmap_page
-
-    unmap_page(target, kind)
+    vp_state.unmap_page(target, kind)
 
 
 def _pages(root: RootPartition, header: memoryview) -> list[memoryview]:
@@ -97,8 +94,6 @@ def get_vp_state(
 
     INVALID_PARAMETER: no such type, pages that are not RAM or too few; INVALID_VP_STATE: the VP runs.
     """
-    from .. import register_page, vp_state
-
     target = _child_vp(vp, partition_id, vp_index, vtl)
     register_page.absorb(target)
     state = vp_state.get_state(target, kind)
@@ -127,8 +122,6 @@ def set_vp_state(
     _xsave_states: int,
 ) -> None:
     """State out of the caller's pages, or inline. As GET, and INVALID_REGISTER_VALUE for contents that cannot be."""
-    from .. import register_page, vp_state
-
     target = _child_vp(vp, partition_id, vp_index, vtl)
     register_page.absorb(target)
     data = bytes(header)
