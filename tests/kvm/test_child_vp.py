@@ -405,6 +405,7 @@ def test_msr_intercept_shows_the_instruction(child: LoneChild) -> None:
 
 def test_breakpoint_intercept(child: LoneChild) -> None:
     child.partition.intercepts.install(4, tlfs.TYPE_EXCEPTION, 3)
+    child.vp.to_do = True
     kind, payload = child.run("int3_", rax=0x10)
     if kind == tlfs.UNRECOVERABLE_EXCEPTION:
         pytest.skip("this processor does not intercept INT3 (QEMU's emulation of SVM)")
@@ -418,12 +419,14 @@ def test_breakpoint_intercept(child: LoneChild) -> None:
 
 def test_debug_exception_intercept(child: LoneChild) -> None:
     child.partition.intercepts.install(4, tlfs.TYPE_EXCEPTION, 1)
+    child.vp.to_do = True
     kind, payload = child.run("popf_step")
     assert kind == tlfs.X64_EXCEPTION_INTERCEPT
     vector, info, _count, _error, dr6 = struct.unpack_from("<HBBIQ", payload, 40)
     assert (vector, info, dr6 & 0x4000) == (1, 0, 0x4000)
     assert Header(payload).rip == child.address("popf_step") + 7  # a trap: behind the NOP
     child.partition.intercepts.install(0, tlfs.TYPE_EXCEPTION, 1)
+    child.vp.to_do = True
     kind, _payload = child.again()
     assert kind == tlfs.UNRECOVERABLE_EXCEPTION  # the guest has no handler
 

@@ -35,6 +35,7 @@ from .address_space import write_access
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
 from .memory_access import MemoryAccess
+from .translations import Translations
 from .vp import VirtualProcessor
 
 TYPE_CHECKING = False
@@ -90,7 +91,7 @@ class ChildVp(VirtualProcessor):
     __slots__ = (
         "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
         "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "pages",
-        "register_page", "root_vp", "running", "stored", "u32",
+        "register_page", "root_vp", "running", "stored", "told", "to_do", "translations", "u32",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -101,6 +102,8 @@ class ChildVp(VirtualProcessor):
         self.pages = pages
         self.explicit_suspend = True
         self.intercept_suspend = False
+        #: messages by type
+        self.told: dict[int, int] = {}
         self.running = False
         self.message_page: memoryview | None = None
         self.register_page: memoryview | None = None
@@ -119,8 +122,11 @@ class ChildVp(VirtualProcessor):
         self._debugged: frozenset[int] = frozenset()
         #: the root was asked for memory: some may have come since
         self._mapped = False
+        #: something has to be done before the VP runs: its thread looks at it
+        self.to_do = False
         self._lost = 0
         self._lost_rip = -1
+        self.translations = Translations(self)
         self._translation = bytearray(24)
         self._translation_words = memoryview(self._translation).cast("Q")
         vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS | abi.SYNC_EVENTS
@@ -162,7 +168,12 @@ class ChildVp(VirtualProcessor):
         if not self._started:
             self._started = True
             start_new_thread(self.thread, ())
-        self._gate.release()
+        if (
+            root_vp.vcpu.thread == get_ident()
+        ):  # a hypercall, whose rest would keep the interpreter from the thread
+            root_vp.waking.append(self._gate)
+        else:
+            self._gate.release()
 
     def stop_and_join(self) -> None:
         """Ends the thread, whatever the VP does. Lets Hypervisor.lock go meanwhile; the VP never runs again."""
@@ -171,11 +182,10 @@ class ChildVp(VirtualProcessor):
         if not self._started:
             return
         lock = self.partition.hypervisor.lock
-        if not self.running:
-            try:
-                self._gate.release()
-            except RuntimeError:
-                pass  # stopped before
+        try:
+            self._gate.release()  # the thread does not look at it again, wherever it is
+        except RuntimeError:
+            pass  # it was on its way already
         held = lock._release_save() if lock._is_owned() else None  # type: ignore[attr-defined]
         try:
             while not self.finished.acquire(timeout=_KICK_AGAIN_S if self.running else -1):
@@ -230,11 +240,13 @@ class ChildVp(VirtualProcessor):
         if self.explicit_suspend or page is None:
             if not again:
                 self._deferred = message_type, payload
+                self.to_do = True
             self._park()
             return _PARKED
         MESSAGE_HEADER.pack_into(page, 0, message_type, len(payload), 0, self.partition.id)
         page[16 : 16 + len(payload)] = payload
         register_page.refresh(self)
+        self.told[message_type] = self.told.get(message_type, 0) + 1
         self.intercept_suspend = True
         self._park()
         return _TELL
@@ -278,13 +290,17 @@ class ChildVp(VirtualProcessor):
         vcpu.ioctl(abi.KVM_SET_SIGNAL_MASK, bytearray((8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)))
         fd = vcpu.fd
         run = abi.KVM_RUN
-        u32 = self.u32
+        u32, u64 = self.u32, self.u64
         exits = self.exits
         partition = self.partition
         interrupts = partition.interrupts
         lock = partition.hypervisor.lock
         while self._resumed():
-            outcome = self._enter()
+            if self._port_rip >= 0:
+                if self._port_rip == u64[_CS_BASE] + u64[_RIP] & _MASK64:  # it is to happen again
+                    self._finish()
+                self._port_rip = -1
+            outcome = self._enter() if self.to_do else _GO_ON
             while not outcome:
                 if interrupts.pending:
                     with lock:
@@ -350,12 +366,9 @@ class ChildVp(VirtualProcessor):
         return f"VP {self.index} at RIP {self.u64[_RIP]:#x}, RSP {self.u64[_U64 + 6]:#x}"
 
     def _enter(self) -> int:
-        """What is left to do before the guest goes on; without the lock."""
+        """The rarer things to do before the guest goes on; without the lock."""
+        self.to_do = False
         partition = self.partition
-        if self._port_rip >= 0:
-            if self._port_rip == self._linear_rip():  # it is to happen again
-                self._finish()
-            self._port_rip = -1
         if self._debugged is not partition.intercepts.exceptions:
             self._debug_exceptions()
         if self._mapped:
@@ -374,7 +387,7 @@ class ChildVp(VirtualProcessor):
         sigtimedwait(_SIGUSR1_ONLY, 0)
         partition = self.partition
         if not self.explicit_suspend and not self.stopping and not partition.held:
-            return _GO_ON
+            return self._enter() if self.to_do else _GO_ON
         with partition.hypervisor.lock:
             if not self.explicit_suspend and not self.stopping and not partition.held:
                 return _GO_ON
@@ -394,7 +407,7 @@ class ChildVp(VirtualProcessor):
     def _linear_rip(self) -> int:
         return self.u64[_CS_BASE] + self.u64[_RIP] & _MASK64
 
-    def translate(self, linear: int) -> int:
+    def ask_kvm(self, linear: int) -> int:
         """The GPA of a linear address as KVM sees it, or -1. Only while no register is marked as changed."""
         words = self._translation_words
         words[0] = linear
@@ -442,7 +455,7 @@ class ChildVp(VirtualProcessor):
             instruction is None
             or instruction.io != 1 + write
             or instruction.string
-            or (write and string_io.just_done(self, linear))
+            or (write and self._is_other_data(access) and string_io.just_done(self, linear))
         ):
             return self._string_port(access, linear, code)
         self._port_rip = linear
@@ -452,6 +465,13 @@ class ChildVp(VirtualProcessor):
                 self, access >> 16 & 0xFFFF, bool(write), access >> 8 & 0xFF, instruction.length, code
             ),
         )
+
+    def _is_other_data(self, access: int) -> bool:
+        """Whether the data of a write to a port are not RAX's: then it is no OUT."""
+        at = self.u64[5]
+        size = access >> 8 & 0xFF
+        value = self.u8[at] if size == 1 else self.vcpu.u16[at >> 1] if size == 2 else self.u32[at >> 2]
+        return bool(value ^ self.u64[_RAX] & (1 << size * 8) - 1)
 
     def _string_port(self, access: int, linear: int, code: bytes) -> int:
         write = access & 0xFF
@@ -476,7 +496,7 @@ class ChildVp(VirtualProcessor):
 
     def _in_call_page(self, linear: int) -> bool:
         page = self.partition.hypercall_page
-        return page.enabled and self.translate(linear) >> 12 == page.gpn
+        return page.enabled and self.translations.find(linear) >> 12 == page.gpn
 
     def _hypercall(self, linear: int) -> int:
         installed = self.partition.intercepts
@@ -557,7 +577,8 @@ class ChildVp(VirtualProcessor):
     def _memory_message(self, found: MemoryAccess) -> int:
         code = found.code or memory_access.fetch(self, self._linear_rip())
         length = found.instruction.length if found.instruction is not None else 0
-        self._mapped = found.state != UNMAPPED
+        if found.state != UNMAPPED:
+            self._mapped = self.to_do = True
         return self._intercept(
             found.message_type,
             intercepts.memory(self, found.access, found.info, found.gva, found.gpa, length, code),

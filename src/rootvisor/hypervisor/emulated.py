@@ -55,7 +55,7 @@ def _operand(vp: ChildVp, instruction: Instruction, gpa: int, write: bool) -> Ac
         if operand.vector or (operand.write if not write else not operand.write):
             continue
         linear = memory_access.linear_address(vp, operand)
-        first = vp.translate(linear)
+        first = vp.translations.find(linear)
         if first >= 0 and first <= gpa < first + operand.size:
             return operand
     return None

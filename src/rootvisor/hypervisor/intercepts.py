@@ -7,11 +7,14 @@ held. A message always shows the VP as it is before the intercepted instruction.
 
 from __future__ import annotations
 
+from struct import Struct
+
 from ..kvm import abi
 from ..kvm.vcpu import FPU_XMM
 from ..tlfs import hypercalls, status
 from ..tlfs import intercepts as tlfs
 from .errors import HvError
+from .segments import pack_user_segments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,69 +25,52 @@ _RAX, _RBX, _RCX, _RDX, _RSI, _RDI, _RSP, _RBP, _R8 = range(_REGS, _REGS + 9)
 _RIP = _REGS + 16
 _RFLAGS = _REGS + 17
 _SREGS = _REGS + 18
-_CS, _DS, _ES, _FS, _GS, _SS = range(_SREGS, _SREGS + 18, 3)
+_SS = _SREGS + abi.SREGS_SS // 8
 _CR0 = _SREGS + abi.SREGS_CR0 // 8
 _CR8 = _SREGS + abi.SREGS_CR8 // 8
 _EFER = _SREGS + abi.SREGS_EFER // 8
-_EVENTS = _SREGS + 39
-_SHADOW = _EVENTS * 8 + 11
+_EVENTS = abi.SYNC_EVENTS_AT // 8
 
 _CR0_AM = 1 << 18
 _EFER_LMA = 1 << 10
-_RFLAGS_VM = 1 << 17
-#: In the first two words of kvm_vcpu_events: exception injected or pending; interrupt injected, NMI injected.
+#: First word of kvm_vcpu_events: an exception is injected, or pending.
 _EXCEPTION_ACTIVE = 0x0000_0000_FF00_00FF
-_INTERRUPT_ACTIVE = 0xFF
 
-_attributes: dict[tuple[int, int], int] = {}
-
-
-def segment(vp: ChildVp, at: int) -> tuple[int, int, int, int]:
-    """Base, limit, selector and attributes (type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D 14, G 15) of the
-    ``kvm_segment`` whose first word is ``u64[at]``."""
-    u64 = vp.u64
-    word = u64[at + 1]  # limit u32, selector u16, type u8, present u8
-    key = word >> 48, u64[at + 2]  # dpl, db, s, l, g, avl, unusable: u8 each
-    attributes = _attributes.get(key)
-    if attributes is None:
-        flags = key[1]
-        attributes = (
-            (word >> 48 & 0xF)
-            | (flags >> 16 & 1) << 4
-            | (flags & 3) << 5
-            | (word >> 56 & 1) << 7
-            | (flags >> 40 & 1) << 12
-            | (flags >> 24 & 1) << 13
-            | (flags >> 8 & 1) << 14
-            | (flags >> 32 & 1) << 15
-        )
-        _attributes[key] = attributes
-    return u64[at], word & 0xFFFF_FFFF, word >> 32 & 0xFFFF, attributes
+#: The header with its segment as one piece, at the offsets of tlfs.INTERCEPT_HEADER. A pack with many small fields is
+#: slow, and segments are the same most of the time.
+_HEADER = "IBBH16sQQ"
+_PLAIN = Struct("<" + _HEADER)
+_IO = Struct("<" + _HEADER + "HBB4xQ16s16s16sQQQ")
+_MEMORY = Struct("<" + _HEADER + "IBBBxQQ16s")
+_MSR = Struct("<" + _HEADER + "I4xQQ")
+_EXCEPTION = Struct("<" + _HEADER + "HBBIQ8x16s16s16s16Q")
+_HYPERCALL = Struct("<" + _HEADER + "7Q96sQ")
+#: In what pack_user_segments gives.
+_ES_PART, _CS_PART, _SS_PART, _DS_PART = (slice(at, at + 16) for at in range(0, 64, 16))
 
 
-def header(vp: ChildVp, length: int, access: int) -> tuple[int, ...]:
+def header(
+    vp: ChildVp, length: int, access: int, segments: bytes
+) -> tuple[int, int, int, int, bytes, int, int]:
     """The fields of hv_x64_intercept_message_header; ``length`` is the instruction's, 0 if not known."""
     u64 = vp.u64
-    state = (u64[_SS + 2] & 3) | (u64[_CR0] & 1) << 2
-    if u64[_CR0] & _CR0_AM:
+    cr0 = u64[_CR0]
+    state = u64[_SS + 2] & 3 | (cr0 & 1) << 2
+    if cr0 & _CR0_AM:
         state |= tlfs.STATE_CR0_AM
     if u64[_EFER] & _EFER_LMA:
         state |= tlfs.STATE_EFER_LMA
     event = u64[_EVENTS + 1]  # interrupt: injected, nr, soft, shadow; NMI: injected, pending, masked
-    if event >> 24 & 0xFF:
+    if event & 0xFF00_0000:
         state |= tlfs.STATE_INTERRUPT_SHADOW
-    if u64[_EVENTS] & _EXCEPTION_ACTIVE or event & 0xFF_0000_00FF:
+    if event & 0xFF_0000_00FF or u64[_EVENTS] & _EXCEPTION_ACTIVE:
         state |= tlfs.STATE_INTERRUPTION_PENDING
-    base, limit, selector, attributes = segment(vp, _CS)
     return (
         vp.index,
-        length & 0xF | (u64[_CR8] & 0xF) << 4,
+        length | (u64[_CR8] & 0xF) << 4,
         access,
         state,
-        base,
-        limit,
-        selector,
-        attributes,
+        segments[_CS_PART],
         u64[_RIP],
         u64[_RFLAGS],
     )
@@ -93,34 +79,36 @@ def header(vp: ChildVp, length: int, access: int) -> tuple[int, ...]:
 def io_port(vp: ChildVp, port: int, write: bool, info: int, length: int, code: bytes) -> bytes:
     """HVMSG_X64_IO_PORT_INTERCEPT; ``info`` is size, string and rep."""
     u64 = vp.u64
-    return tlfs.IO_PORT_INTERCEPT.pack(
-        *header(vp, length, tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ),
-        port, info, len(code), u64[_RAX], code, *segment(vp, _DS), *segment(vp, _ES),
+    segments = pack_user_segments(vp.u8)
+    return _IO.pack(
+        *header(vp, length, tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ, segments),
+        port, info, len(code), u64[_RAX], code, segments[_DS_PART], segments[_ES_PART],
         u64[_RCX], u64[_RSI], u64[_RDI],
     )  # fmt: skip
 
 
 def memory(vp: ChildVp, access: int, info: int, gva: int, gpa: int, length: int, code: bytes) -> bytes:
     """HVMSG_UNMAPPED_GPA and HVMSG_GPA_INTERCEPT."""
-    return tlfs.MEMORY_INTERCEPT.pack(
-        *header(vp, length, access), 0, len(code), info, vp.u64[_CR8] & 0xF, gva, gpa, code
-    )
+    return _MEMORY.pack(
+        *header(vp, length, access, pack_user_segments(vp.u8)),
+        0, len(code), info, vp.u64[_CR8] & 0xF, gva, gpa, code,
+    )  # fmt: skip
 
 
 def msr(vp: ChildVp, number: int, write: bool) -> bytes:
     """HVMSG_X64_MSR_INTERCEPT. RDMSR and WRMSR are two bytes long."""
-    return tlfs.MSR_INTERCEPT.pack(
-        *header(vp, 2, tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ), number, vp.u64[_RDX], vp.u64[_RAX]
-    )
+    access = tlfs.ACCESS_WRITE if write else tlfs.ACCESS_READ
+    return _MSR.pack(*header(vp, 2, access, pack_user_segments(vp.u8)), number, vp.u64[_RDX], vp.u64[_RAX])
 
 
 def exception(vp: ChildVp, vector: int, parameter: int, software: bool, length: int, code: bytes) -> bytes:
     """HVMSG_X64_EXCEPTION_INTERCEPT of an exception without error code; ``parameter`` is DR6 for #DB."""
     u64 = vp.u64
-    return tlfs.EXCEPTION_INTERCEPT.pack(
-        *header(vp, length, tlfs.ACCESS_EXECUTE),
+    segments = pack_user_segments(vp.u8)
+    return _EXCEPTION.pack(
+        *header(vp, length, tlfs.ACCESS_EXECUTE, segments),
         vector, tlfs.EXCEPTION_SOFTWARE if software else 0, len(code), 0, parameter, code,
-        *segment(vp, _DS), *segment(vp, _SS),
+        segments[_DS_PART], segments[_SS_PART],
         u64[_RAX], u64[_RCX], u64[_RDX], u64[_RBX], u64[_RSP], u64[_RBP], u64[_RSI], u64[_RDI],
         *(u64[_R8 + number] for number in range(8)),
     )  # fmt: skip
@@ -130,15 +118,15 @@ def hypercall(vp: ChildVp) -> bytes:
     """HVMSG_HYPERCALL_INTERCEPT; the call's instruction is three bytes long, as VMCALL and VMMCALL are."""
     u64 = vp.u64
     xmm = vp.vcpu.fpu()[FPU_XMM : FPU_XMM + 96]
-    return tlfs.HYPERCALL_INTERCEPT_MESSAGE.pack(
-        *header(vp, 3, tlfs.ACCESS_EXECUTE),
+    return _HYPERCALL.pack(
+        *header(vp, 3, tlfs.ACCESS_EXECUTE, pack_user_segments(vp.u8)),
         u64[_RAX], u64[_RBX], u64[_RCX], u64[_RDX], u64[_R8], u64[_RSI], u64[_RDI], bytes(xmm), 0,
     )  # fmt: skip
 
 
 def plain(vp: ChildVp) -> bytes:
     """The header alone: HVMSG_UNRECOVERABLE_EXCEPTION."""
-    return tlfs.INTERCEPT_HEADER.pack(*header(vp, 0, tlfs.ACCESS_EXECUTE))
+    return _PLAIN.pack(*header(vp, 0, tlfs.ACCESS_EXECUTE, pack_user_segments(vp.u8)))
 
 
 def apic_eoi(vp: ChildVp, vector: int) -> bytes:

@@ -102,22 +102,25 @@ def code_bits(vp: ChildVp) -> int:
 
 def fetch(vp: ChildVp, linear: int) -> bytes:
     """Up to 16 bytes from ``linear``: fewer where a page ends whose successor is not there, none if that one is not."""
-    memory = vp.partition.memory
-    gpa = vp.translate(linear)
-    if gpa < 0:
-        return b""
-    page = memory.page(gpa >> 12)
-    if page is None:
-        return b""
-    offset = gpa & 0xFFF
+    translations = vp.translations
+    offset = linear & 0xFFF
+    page = translations.page(linear) if linear >> 63 else None
+    view: memoryview | None
+    if page is not None:
+        view = page.view
+    else:
+        gpa = translations.find(linear)
+        view = vp.partition.memory.page(gpa >> 12) if gpa >= 0 else None
+        if view is None:
+            return b""
     if offset <= 0xFF0:
-        return bytes(page[offset : offset + 16])
-    code = bytes(page[offset:])
-    following = vp.translate(linear + len(code) & _MASK64)
+        return view[offset : offset + 16].tobytes()
+    code = view[offset:].tobytes()
+    following = translations.find(linear + len(code) & _MASK64)
     if following >= 0:
-        page = memory.page(following >> 12)
-        if page is not None:
-            code += page[: 16 - len(code)]
+        view = vp.partition.memory.page(following >> 12)
+        if view is not None:
+            code += view[: 16 - len(code)]
     return code
 
 
@@ -188,7 +191,7 @@ def _operands(vp: ChildVp, instruction: Instruction) -> MemoryAccess | None:
         write = operand.write
         # The common case without further ado: one page, KVM finds it.
         if (linear & 0xFFF) + operand.size <= 4096:
-            gpa = vp.translate(linear)
+            gpa = vp.translations.find(linear)
             if gpa >= 0:
                 state = memory.state(gpa)
                 if state >= (WRITABLE if write else READ_ONLY) or gpa >> 12 == _APIC_GPN:

@@ -78,6 +78,8 @@ class RootVp(VirtualProcessor):
                         execute(self)
                     except UndefinedOpcode:
                         self._inject_undefined_opcode()
+                    if self.waking:
+                        self.wake()
                 elif access in writes:
                     offset, size, write = writes[access]
                     at = u64[5]
@@ -117,6 +119,7 @@ class RootVp(VirtualProcessor):
                 hypercall_abi.execute(self)
             except UndefinedOpcode:
                 self._inject_undefined_opcode()
+            self.wake()
         elif vcpu.u32[9] != 1:
             self._string_io(port, size)
         else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .child_vp import ChildVp
 
 _REGS = abi.SYNC_REGS_AT // 8
-_RAX, _RCX, _RSI, _RDI = _REGS, _REGS + 2, _REGS + 4, _REGS + 5
+_RCX, _RSI, _RDI = _REGS + 2, _REGS + 4, _REGS + 5
 _RIP, _RFLAGS = _REGS + 16, _REGS + 17
 _RFLAGS_DF = 1 << 10
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -33,12 +33,7 @@ def just_done(vp: ChildVp, linear: int) -> bool:
     Both look alike to user space if an OUT of the same size and to the same port follows an OUTS. The data tell, unless
     they are equal: then it is taken for the OUT.
     """
-    u8 = vp.u8
-    at = vp.u64[5]
-    size = u8[33]
-    if int.from_bytes(u8[at : at + size], "little") == vp.u64[_RAX] & (1 << size * 8) - 1:
-        return False
-    return _ended_at(vp, linear, size) is not None
+    return _ended_at(vp, linear, vp.u8[33]) is not None
 
 
 def rewind_outs(vp: ChildVp, linear: int, code: bytes) -> Instruction | None:
@@ -123,7 +118,7 @@ def offer_memory(vp: ChildVp, instruction: Instruction) -> None:
         data = b""
         while len(data) < size:
             where = start + len(data) & _MASK64
-            gpa = vp.translate(where)
+            gpa = vp.translations.find(where)
             page = memory.page(gpa >> 12) if gpa >= 0 else None
             part = min(size - len(data), 4096 - (where & 0xFFF))
             offset = gpa & 0xFFF

@@ -18,6 +18,8 @@ from .synthetic_msrs import synthetic_msrs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
+
     from ..kvm.vcpu import Vcpu
     from ..trace.sink import Sink
     from .overlay import OverlayPage
@@ -57,6 +59,7 @@ class VirtualProcessor:
         "u8",
         "u64",
         "vcpu",
+        "waking",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, index: int, vcpu: Vcpu, pages: tuple[OverlayPage, ...]) -> None:
@@ -73,6 +76,8 @@ class VirtualProcessor:
         self.hypercalls: dict[int, int] = {}
         self.interrupts = 0
         self.stopping = False
+        #: locks of threads to wake when its present exit is done; the interpreter is theirs then
+        self.waking: list[LockType] = []
         self.finished = allocate_lock()
         self.deadline = 0
         self.call_input = memoryview(b"")
@@ -104,6 +109,15 @@ class VirtualProcessor:
             self.operand_pages.clear()
         self.operand_pages[gpn] = page
         return page
+
+    def wake(self) -> None:
+        """Lets go of the locks in :attr:`waking`."""
+        for lock in self.waking:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # the thread was ended meanwhile
+        self.waking.clear()
 
     # --- the thread -----------------------------------------------------------------------------------------------
     def thread(self) -> None:

@@ -36,5 +36,10 @@ def install_intercept(
     if of_msr and access_mask and not known and len(intercepts.msrs) >= _MSR_LIMIT:
         raise HvError(status.NO_RESOURCES)
     intercepts.install(access_mask, intercept_type, parameter)
+    if intercept_type == tlfs.TYPE_EXCEPTION:
+        for target in child.vps:
+            target.to_do = True
+            if target.running:
+                target.vcpu.kick()
     if of_msr:
         child.vm.filter_msrs([(msrs.FIRST, msrs.COUNT), *((one, 1) for one in intercepts.msrs)])
