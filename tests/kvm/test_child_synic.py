@@ -150,7 +150,7 @@ def test_icr_and_tpr_by_synthetic_msrs(driver: Driver, child: Child, x2apic: boo
     child.suspend()
     assert child.wrmsr(msrs.ICR, 0x55)  # to APIC 0
     assert child.rdmsr(msrs.ICR) == 0x55
-    child.resume()
+    child.start(child.entry if x2apic else child.xapic_entry)
     driver.wait_for(lambda: child.count(0x55) == 1)
     child.suspend()
     assert child.wrmsr(msrs.TPR, 0x20)
