@@ -87,6 +87,12 @@ def pack(run: memoryview, at: int) -> bytes:
     return packed
 
 
+def pack_table(run: memoryview, at: int) -> bytes:
+    """16 bytes of :func:`read_table`."""
+    block = bytes(run[at : at + 10])
+    return b"\0\0\0\0\0\0" + block[8:] + block[:8]
+
+
 def pack_user_segments(run: memoryview) -> bytes:
     """ES CS SS DS FS GS as 96 bytes of the register page."""
     block = bytes(run[_USER])

@@ -404,6 +404,16 @@ def _msrs() -> dict[int, int]:
 
 _build()
 
+#: What :func:`read_many` and :func:`write_many` do without a call: index in ``vp.u64``, or one of these and an offset.
+_IS_SEGMENT, _IS_TABLE, _IS_FPU = 1 << 12, 2 << 12, 3 << 12
+_SPOTS = {
+    **SLOTS,
+    **{name: _IS_SEGMENT + at for name, at in _SEGMENTS.items()},
+    names.IDTR: _IS_TABLE + abi.SYNC_SREGS_AT + abi.SREGS_IDT,
+    names.GDTR: _IS_TABLE + abi.SYNC_SREGS_AT + abi.SREGS_GDT,
+    **{name: _IS_FPU + offset for name, offset in _FPU.items()},
+}
+
 
 # --- registers that a running VP has too --------------------------------------------------------------------------
 def _set_explicit_suspend(vp: ChildVp, value: int, root_vp: VirtualProcessor) -> None:
@@ -502,7 +512,9 @@ def read_many(
 ) -> int:
     """Registers ``wanted[start:count]`` to their places in ``output``, 16 bytes each; returns how many are done, fewer
     than ``count`` after the deadline. HvError as :func:`get`, with the number done."""
-    parked = not vp.running
+    spots: dict[int, int] = {} if vp.running else _SPOTS
+    find = spots.get
+    pair = _PAIR
     u64 = vp.u64
     u8 = vp.u8
     index = start
@@ -510,21 +522,21 @@ def read_many(
         for index in range(start, count):
             name = wanted[index]
             at = index * 16
-            if parked:
-                if name in SLOTS:
-                    _PAIR(output, at, u64[SLOTS[name]], 0)
-                    continue
-                if name in _SEGMENTS:
-                    output[at : at + 16] = segments.pack(u8, _SEGMENTS[name])
-                    continue
-                if name in _FPU:
-                    offset = _FPU[name]
-                    output[at : at + 16] = vp.stored.fpu.load(vp)[offset : offset + 16]
-                    continue
-            value = get(vp, name)
-            _PAIR(output, at, value & _MASK64, value >> 64)
-            if not index % _ELEMENTS and perf_counter_ns() > deadline:
-                return index + 1
+            spot = find(name)
+            if spot is None:
+                value = get(vp, name)
+                pair(output, at, value & _MASK64, value >> 64)
+                if not index % _ELEMENTS and perf_counter_ns() > deadline:
+                    return index + 1
+            elif spot < _IS_SEGMENT:
+                pair(output, at, u64[spot], 0)
+            elif spot < _IS_TABLE:
+                output[at : at + 16] = segments.pack(u8, spot - _IS_SEGMENT)
+            elif spot < _IS_FPU:
+                output[at : at + 16] = segments.pack_table(u8, spot - _IS_TABLE)
+            else:
+                offset = spot - _IS_FPU
+                output[at : at + 16] = vp.stored.fpu.load(vp)[offset : offset + 16]
     except HvError as error:
         error.reps = index
         raise
@@ -538,24 +550,26 @@ def write_many(vp: ChildVp, elements: memoryview, start: int, count: int, root_v
     VMMs store what they have read: what is there already is passed over.
     """
     parked = not vp.running
+    find = _SPOTS.get
+    element = _ELEMENT
     u64 = vp.u64
     u8 = vp.u8
     index = start
     try:
         for index in range(start, count):
-            name, low, high = _ELEMENT(elements, index * 32)
+            name, low, high = element(elements, index * 32)
             if parked:
-                if name in SLOTS:
-                    slot = SLOTS[name]
-                    if u64[slot] == low:
+                spot = find(name, _IS_FPU)
+                if spot < _IS_SEGMENT:
+                    if u64[spot] == low:
                         continue
                     if name in GENERAL:
-                        u64[slot] = low
+                        u64[spot] = low
                         u64[_DIRTY] |= abi.SYNC_REGS
                         continue
-                elif name in _SEGMENTS:
+                elif spot < _IS_TABLE:
                     at = index * 32 + 16
-                    if elements[at : at + 16] == segments.pack(u8, _SEGMENTS[name]):
+                    if elements[at : at + 16] == segments.pack(u8, spot - _IS_SEGMENT):
                         continue
             set(vp, name, low | high << 64 if high else low, root_vp)
             parked = not vp.running
