@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _FLAGS = messages.MESSAGE_FLAGS_OFFSET
 _PENDING = messages.MESSAGE_FLAG_PENDING
 _SENDER = slice(8, 16)
+_COLLAPSING = tuple(
+    kind.to_bytes(4, "little") for kind in (messages.OPAQUE_INTERCEPT, messages.SYNIC_SINT_INTERCEPT)
+)
 
 
 class Outlet:
@@ -98,6 +101,11 @@ def _message(message_type: int, sender: int, payload: bytes) -> bytes:
     return messages.MESSAGE_HEADER.pack(message_type, len(payload), 0, sender) + payload
 
 
+def _collapses(message: bytes) -> bool:
+    """Whether one that waits stands for a second one: such messages only make the root look."""
+    return message[:4] in _COLLAPSING
+
+
 class RootMessages:
     """Every root VP's outlet. ``lock`` is innermost: nothing else is taken or waited for while it is held."""
 
@@ -144,7 +152,7 @@ class RootMessages:
         payload: bytes,
         preferred_root_vp: VirtualProcessor | None = None,
     ) -> None:
-        """Any other message that ``mshv_isr`` knows; the same one twice while it waits counts once."""
+        """Any other message that ``mshv_isr`` knows; each is delivered, also when the same one waits already."""
         self._post(_message(message_type, sender, payload), preferred_root_vp)
 
     def _post(self, message: bytes, preferred: VirtualProcessor | None) -> None:
@@ -160,7 +168,7 @@ class RootMessages:
                 if outlet.ready:
                     break
             else:
-                if message not in self._waiting:
+                if message not in self._waiting or not _collapses(message):
                     self._waiting.append(message)
                 return
         self.put(outlet, message, rung)
@@ -171,7 +179,7 @@ class RootMessages:
         if not queue and not outlet.words[0]:
             self._fill(outlet, message, 0, rung)
             return
-        if message not in queue:
+        if message not in queue or not _collapses(message):
             queue.append(message)
         self._advance(outlet, rung)
 

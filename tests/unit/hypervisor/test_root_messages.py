@@ -261,6 +261,21 @@ def test_other_messages_are_posted_whole() -> None:
     assert model.vps[1].slot[16:40] == payload
 
 
+def test_other_messages_are_delivered_as_often_as_they_were_posted() -> None:
+    model = RootModel(2)
+    for _ in range(3):
+        model.messages.post(0x80000101, 0, bytes(240), model.vps[1])  # type: ignore[arg-type]
+    vp = model.vps[1]
+    model.module_unload(vp)
+    vp = model.vps[0]
+    seen = 0
+    while vp.kind:
+        seen += 1
+        vp.slot[:4] = bytes(4)
+        vp.synic.end_of_message()
+    assert seen == 3
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_no_kick_is_lost_however_the_two_sides_meet(seed: int) -> None:
     """Every kick is seen after it was posted, with handlers and CPU changes at any point of ours."""
