@@ -12,6 +12,7 @@ pages come from :data:`POOL`; the model of who has which page is ``parent.given`
 from __future__ import annotations
 
 import struct
+import time
 
 from rootvisor.tlfs import gpa as gpa_flags
 from rootvisor.tlfs import hypercalls as hv
@@ -30,7 +31,8 @@ FLAGS = (
     | properties.FLAG_GPA_SUPER_PAGES
 )  # fmt: skip
 COMPATIBILITY = 0x609
-LIMIT = 3_000_000
+TIMEOUT_S = 20.0
+TURNS = 100_000
 
 
 class Parent:
@@ -64,9 +66,10 @@ class Parent:
         slot = self.slot(vp)
         guest = self.guest
         count = guest.interrupts(VECTOR, vp)
+        deadline = time.monotonic() + TIMEOUT_S
         while not any(slot[:4]):
-            assert guest.take(VECTOR, vp, count + 1, LIMIT) > count, "no message"
-            count = guest.interrupts(VECTOR, vp)
+            assert time.monotonic() < deadline, "no message"
+            count = guest.take(VECTOR, vp, count + 1, TURNS)
         kind, size, flags, sender = messages.MESSAGE_HEADER.unpack_from(slot)
         payload = bytes(slot[16 : 16 + size])
         slot[:4] = bytes(4)

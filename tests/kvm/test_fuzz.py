@@ -264,6 +264,7 @@ def test_hostile_root_is_answered_and_harmless(
     guest.partition.interrupts.devices.update(DEVICES)
     guest.ram[ENTRY : ENTRY + len(PAGE_CODE)] = PAGE_CODE
     guest.partition.deposits.used |= AGENT_PAGES
+    guest.hypervisor.deposited.add(AGENT_PAGES, 1, 0)
     fuzzers = [Fuzzer(guest, vp, SEED + vp) for vp in range(VPS)]
     run_at_once(fuzzers, BATCH // VPS)
     calls = BATCH // VPS * VPS

@@ -91,7 +91,7 @@ class ChildVp(VirtualProcessor):
     __slots__ = (
         "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
         "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "pages",
-        "register_page", "root_vp", "running", "stored", "told", "to_do", "translations", "u32",
+        "register_page", "root_vp", "running", "stored", "to_do", "told", "translations", "u32",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState

@@ -12,6 +12,7 @@ from .deposits import DepositedPages
 from .errors import HvError
 from .partition import Partition
 from .root_partition import RootPartition
+from .statistics import Statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Hypervisor:
         "root",
         "scheduler",
         "sleep_state",
+        "statistics",
         "version",
     )
 
@@ -78,6 +80,7 @@ class Hypervisor:
         self.deposited = DepositedPages()
         #: pages that were in a partition's pool when it was deleted: nobody can withdraw them any more
         self.lost: set[int] = set()
+        self.statistics = Statistics(self)
         self._messages: RootMessages | None = None
         self._ports: Ports | None = None
         #: LP index -> APIC id; LP 0 exists from the start

@@ -32,7 +32,7 @@ class Partition:
     __slots__ = (
         "_end_lock", "apic_hz", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
         "features", "guest_os_id", "hypercall_page", "hypervisor", "hypervisor_present", "id", "last_leaf", "max_vps",
-        "memory", "privileges", "recommendations", "reference_time", "statistics", "trace", "tsc_invariant", "tsc_page",
+        "memory", "privileges", "recommendations", "reference_time", "trace", "tsc_invariant", "tsc_page",
         "vm", "vps",
     )  # fmt: skip
     reference_time: ReferenceTime
@@ -52,8 +52,6 @@ class Partition:
         self.memory = memory
         self.vm = vm
         self.deposits = DepositPool()
-        #: statistics pages mapped by the partition: (type, identity) -> page number
-        self.statistics: dict[tuple[int, bytes], int] = {}
         self.hypercall_page: OverlayPage
         self.tsc_page: OverlayPage
         #: in the order of their indices; see :meth:`vp`

@@ -182,6 +182,7 @@ class Machine:
             computer.serial.flush()
             # A guest that writes and then stays quiet: nobody else would look at its coalesced writes.
             partition.vm.coalesced.drain(partition.ports.write, partition.mmio.write)
+            self._hypervisor.statistics.tick()
         partition.stop()
         self._drain()
         return self._finish()

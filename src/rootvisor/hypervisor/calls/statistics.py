@@ -10,14 +10,12 @@ from __future__ import annotations
 from ...tlfs import hypercalls, privileges, status
 from ..errors import HvError
 from ..hypercall_table import TABLE
+from .callers import root_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..partition import Partition
     from ..vp import VirtualProcessor
-
-#: Counter 1 of the hypervisor's page: how many LPs there are; the driver sizes its directories by it.
-_HYPERVISOR_LOGICAL_PROCESSORS = 1
 
 
 def _check_object(caller: Partition, kind: int, identity: bytes) -> None:
@@ -55,27 +53,29 @@ def _key(kind: int, identity: bytes) -> tuple[int, bytes]:
     privileges.ACCESS_STATS,
 )
 def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
-    """The page number of an object's counters (u64 each); the same one when it is mapped already."""
-    partition = vp.partition
-    _check_object(partition, kind, identity)
+    """The page number of an object's counters (u64 each); the same one when it is mapped already.
+
+    INVALID_PARAMETER: another type or area; INVALID_LP_INDEX, INVALID_PARTITION_ID, INVALID_VP_INDEX: no such object;
+    INSUFFICIENT_MEMORY asks for a page in the caller's pool.
+    """
+    root = root_of(vp)
+    _check_object(root, kind, identity)
     key = _key(kind, identity)
-    gpn = partition.statistics.get(key)
+    statistics = root.hypervisor.statistics
+    gpn = statistics.pages.get(key)
     if gpn is None:
-        gpn = partition.deposits.allocate()
-        page = partition.memory.view(gpn << 12, 4096)
-        page[:] = bytes(4096)
-        if kind == hypercalls.STATS_HYPERVISOR:
-            at = _HYPERVISOR_LOGICAL_PROCESSORS * 8
-            page[at : at + 8] = len(partition.hypervisor.logical_processors).to_bytes(8, "little")
-        partition.statistics[key] = gpn
+        gpn = root.deposits.allocate()
+        root.memory.view(gpn << 12, 4096)[:] = bytes(4096)
+        statistics.pages[key] = gpn
+        statistics.fill(key, gpn)
     return hypercalls.MAP_STATS_PAGE_OUTPUT.pack(gpn)
 
 
 @TABLE.simple(hypercalls.UNMAP_STATS_PAGE, hypercalls.MAP_STATS_PAGE_INPUT, 0, privileges.ACCESS_STATS)
 def unmap_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> None:
-    """The page goes back to the pool. INVALID_PARAMETER when it is not mapped."""
-    partition = vp.partition
-    gpn = partition.statistics.pop(_key(kind, identity), None)
+    """The page goes back to the pool. INVALID_PARAMETER when it is not mapped; the object may be gone already."""
+    root = root_of(vp)
+    gpn = root.hypervisor.statistics.pages.pop(_key(kind, identity), None)
     if gpn is None:
         raise HvError(status.INVALID_PARAMETER)
-    partition.deposits.release(gpn)
+    root.deposits.release(gpn)
