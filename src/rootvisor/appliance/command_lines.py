@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command lines of QEMU, of virtiofsd and of the appliance's kernel, from plain numbers."""
+"""The command lines of QEMU and of the appliance's kernel, from plain numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from .tools import Virtiofsd
 
 #: The processor. la57: KVM on an emulated 5-level host makes every page walk longer. erms/fsrm: an emulated
 #: `rep movsb` moves one byte at a time, so it must not pass for the fast way to copy (0.3 s of the boot).
@@ -40,42 +38,6 @@ def kernel_command_line(extra: Sequence[str] = (), tsc_khz: int | None = None) -
     """What follows ``-append``. ``tsc_khz``: the frequency of the processor's time stamp counter, where it is known."""
     known = () if tsc_khz is None else (f"tsc_early_khz={tsc_khz}",)
     return " ".join((*KERNEL_ARGS, *known, *extra))
-
-
-def virtiofsd_command(server: Virtiofsd, folder: str, fd: int, *, writable: bool, root: bool) -> list[str]:
-    """Serve ``folder`` on the listening socket ``fd``.
-
-    What is read-only may be cached for ever (as far as this run goes, nobody changes it); a writable folder is
-    looked at anew after a second, because the host may write there too. ``root``: we run as root, so that the
-    limit of open files may be raised.
-    """
-    cache = "auto" if writable else "always"
-    limit = [] if root else ["--rlimit-nofile=0"]
-    if server.rust:
-        sandbox = "chroot" if root else "none"
-        return [
-            server.path,
-            f"--fd={fd}",
-            f"--shared-dir={folder}",
-            f"--cache={cache}",
-            f"--sandbox={sandbox}",
-            "--log-level=error",
-            *limit,
-        ]
-    return [
-        server.path,
-        "-f",
-        f"--fd={fd}",
-        "-o",
-        f"source={folder}",
-        "-o",
-        f"cache={cache}",
-        "-o",
-        "sandbox=chroot",
-        "-o",
-        "log_level=err",
-        *limit,
-    ]
 
 
 def qemu_command(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 
 from rootvisor.boot.initramfs import CONTROL_PORT, STREAM_PORTS
+from rootvisor.files import virtiofsd
 
 from . import children, command_lines, guest
 from .errors import ApplianceError
@@ -113,35 +114,21 @@ class Emulator:
         server = self._tools.virtiofsd
         listener, client = served_connection()
         self._given.append(client)
-        root = os.geteuid() == 0
-
-        def prepare() -> None:
-            children.raise_open_files_limit()
-            if server.namespace:
-                children.enter_user_namespace()
-            if not writable:
-                if not root and not server.namespace:
-                    with contextlib.suppress(OSError):
-                        children.enter_user_namespace()
-                with contextlib.suppress(OSError):  # the guest mounts it read-only as well
-                    children.make_host_read_only()
-
-        command = command_lines.virtiofsd_command(
-            server, folder, listener.fileno(), writable=writable, root=root
-        )
+        command = virtiofsd.command(server, folder, listener.fileno(), writable=writable)
         try:
-            self.server_words.append(self._spawn(command, [listener.fileno()], prepare)[1])
+            words = self._spawn(virtiofsd.confined(server, command, writable=writable), [listener.fileno()])[
+                1
+            ]
         finally:
             listener.close()
+        self.server_words.append(words)
         return client.fileno()
 
-    def _spawn(
-        self, command: list[str], fds: list[int], prepare: children.Preparation | None = None
-    ) -> tuple[subprocess.Popen[bytes], int]:
+    def _spawn(self, command: list[str], fds: list[int]) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and the pipe with what it prints."""
         ours, theirs = os.pipe()
         try:
-            process = children.spawn(command, pass_fds=fds, output=theirs, prepare=prepare)
+            process = children.spawn(command, pass_fds=fds, output=theirs)
         except (OSError, subprocess.SubprocessError) as error:
             os.close(ours)
             raise ApplianceError(f"cannot start {command[0]}: {error}; install its package anew") from error

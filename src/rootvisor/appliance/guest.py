@@ -68,11 +68,6 @@ def ramdisk(
     """The archives to be laid behind each other. ``modules``: the kernel's folder of modules; ``shares``: tag and
     folder of every share. Raises :class:`ApplianceError`: a part is missing, the cache cannot be written."""
     environment = {"PATH": _SEARCH_PATH, **request.env}
-    # The overlay opens files with O_NOATIME, which a file server that is not root may use on its own files only.
-    # So an ordinary user gets the host's files as they are, and what is temporary goes elsewhere.
-    overlay = os.geteuid() == 0
-    if not overlay:
-        environment["TMPDIR"] = "/dev/shm"
     mounts = [Mount(tag, path, writable=True) for tag, path in shares.items() if tag != ROOT_TAG]
     try:
         folder = str(cache_dir() / "initramfs")
@@ -82,7 +77,6 @@ def ramdisk(
         init = InitRequest(
             rootfs="virtiofs",
             tag=ROOT_TAG,
-            overlay=overlay,
             mounts=tuple(mounts),
             argv=tuple(request.argv),
             cwd=request.cwd,

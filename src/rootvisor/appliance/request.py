@@ -28,8 +28,7 @@ class Request:
 
     ``streams``: file descriptors for standard input, output and error. With ``tty`` the program gets a terminal
     instead, joined to ``streams[0]`` and ``streams[1]``. ``writable``: folders that are shared read-write at the
-    same path; everything else of the host is read-only. For root a writable layer that is thrown away lies
-    above it; for other users it does not, and TMPDIR names a folder that is writable.
+    same path; everything else of the host is read-only, below a writable layer that is thrown away.
     ``timeout``: seconds for the whole run, None for no limit. ``ready_timeout``: seconds without a sign of life
     that count as death while the appliance starts. ``qemu_args`` and ``kernel_args`` are added to the two
     command lines (emulated devices, for instance). ``kernel``: None for the distribution's stock kernel.

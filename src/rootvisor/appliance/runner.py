@@ -68,7 +68,9 @@ def _obituary(outcome: Died) -> str:
             print("\n".join(outcome.console), file=sys.stderr, flush=True)
         return f"the appliance died while its program ran: {outcome.reason}"
     tail = " | ".join(line for line in outcome.console[-6:] if line != outcome.reason)
-    return f"the appliance died while starting: {outcome.reason}" + (f"; its last words: {tail}" if tail else "")
+    return f"the appliance died while starting: {outcome.reason}" + (
+        f"; its last words: {tail}" if tail else ""
+    )
 
 
 def _stock_kernel() -> ApplianceKernel:

@@ -9,15 +9,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from .children import user_namespaces_work
+from rootvisor.files.virtiofsd import FileServerError, Virtiofsd
+from rootvisor.files.virtiofsd import find as find_virtiofsd
+
 from .errors import ApplianceError
 
 QEMU = "qemu-system-x86_64"
-_VIRTIOFSD_PLACES = (
-    "/usr/libexec/virtiofsd",  # Rust: Ubuntu, Debian 13, Fedora
-    "/usr/lib/virtiofsd",  # Rust: Arch
-    "/usr/lib/qemu/virtiofsd",  # C: Debian 12
-)
 LEAST_FREE_MIB = 768
 #: The first release that keeps a page of code locked while it translates it (accel/tcg, 2023).
 _SAFE_QEMU = (8, 1)
@@ -35,16 +32,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Virtiofsd:
-    """The file server. ``rust``: the one of the virtiofsd project, otherwise QEMU's own up to release 7.
-    ``namespace``: it has to be root of a user namespace, because it insists on being root."""
-
-    path: str
-    rust: bool
-    namespace: bool
-
-
-@dataclass(frozen=True)
 class Tools:
     """Everything that was found."""
 
@@ -58,7 +45,11 @@ def find_tools() -> tuple[Tools | None, list[Problem]]:
     qemu = shutil.which(QEMU)
     if not qemu:
         problems.append(Problem(f"{QEMU} is missing", "apt-get install qemu-system-x86"))
-    virtiofsd = _find_virtiofsd(problems)
+    virtiofsd = None
+    try:
+        virtiofsd = find_virtiofsd()
+    except FileServerError as error:
+        problems.append(Problem(error.what, error.mend))
     free = available_mib()
     if free is not None and free < LEAST_FREE_MIB:
         problems.append(
@@ -90,50 +81,6 @@ def available_mib() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def _find_virtiofsd(problems: list[Problem]) -> Virtiofsd | None:
-    places = [*_VIRTIOFSD_PLACES]
-    on_path = shutil.which("virtiofsd")
-    if on_path:
-        places.insert(0, on_path)
-    found = [place for place in places if os.access(place, os.X_OK)]
-    if not found:
-        package = "virtiofsd" if _has_virtiofsd_package() else "qemu-system-common"
-        problems.append(Problem("virtiofsd is missing", f"apt-get install {package}"))
-        return None
-    for path in found:
-        rust = _is_rust(path)
-        if rust or os.geteuid() == 0:
-            return Virtiofsd(path, rust, namespace=False)
-        if user_namespaces_work():
-            return Virtiofsd(path, rust, namespace=True)
-    problems.append(
-        Problem(
-            f"{found[0]} works only as root, and this user may not create user namespaces",
-            "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000, "
-            "install the Rust virtiofsd, or run as root",
-        )
-    )
-    return None
-
-
-def _has_virtiofsd_package() -> bool:
-    """Whether the distribution ships virtiofsd on its own, as all do since they have QEMU 8."""
-    try:
-        with open("/etc/os-release") as file:
-            return 'VERSION_ID="12"' not in file.read()
-    except OSError:
-        return True
-
-
-def _is_rust(path: str) -> bool:
-    """QEMU's own virtiofsd takes ``-o`` options; the Rust one counts its versions from 1 and names no copyright."""
-    try:
-        result = subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return b"FUSE" not in result.stdout + result.stderr and b"Copyright" not in result.stdout + result.stderr
 
 
 def processors(qemu: str) -> int:

@@ -87,9 +87,10 @@ def qemu(job: dict[str, Any], devices: tuple[str, ...], folder: str, kernel: str
     started = time.monotonic()
     if "fs" not in devices:
         return _watch("QEMU", qemu_argv(job, devices, folder, kernel, None), (), started)
+    from rootvisor.files import virtiofsd
     from rootvisor.machine.file_server import FileServer
 
-    server = FileServer(f"{folder}/share")
+    server = FileServer(virtiofsd.command(virtiofsd.find(), f"{folder}/share", virtiofsd.SOCKET))
     try:
         fd = server.connection
         return _watch("QEMU", qemu_argv(job, devices, folder, kernel, fd), (fd,), started)

@@ -100,6 +100,7 @@ class RunDescription:
     on_reboot: str
     report: str | None = None
     verbose: bool = False
+    file_server: tuple[str, ...] | None = None
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class RunDescription:
             "memory_bytes": self.memory_bytes,
             "rootfs": self.rootfs,
             "rootfs_path": self.rootfs_path,
+            "file_server": None if self.file_server is None else list(self.file_server),
             "command": None
             if command is None
             else {

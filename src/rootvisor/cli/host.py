@@ -16,6 +16,7 @@ from rootvisor.cli.engine import kvm_verdict
 from rootvisor.cli.kernel_choice import found_kernel
 from rootvisor.cli.output import format_bytes
 from rootvisor.cli.paths import cache_dir
+from rootvisor.files import virtiofsd
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
@@ -105,19 +106,14 @@ def check_qemu(needed: bool) -> Check:
 
 def check_virtiofsd() -> Check:
     """The file server behind --rootfs."""
-    path = find_virtiofsd()
-    if path is None:
-        mend = "sudo apt-get install virtiofsd (Debian 12: qemu-system-common)"
-        return Check("virtiofsd", MISSING, "no virtiofsd; --rootfs host and DIR need it", mend)
-    return Check("virtiofsd", OK, f"{_version(path, 'unknown version')} ({path})")
-
-
-def find_virtiofsd() -> str | None:
-    """The path of virtiofsd: distributions keep it outside PATH."""
-    for candidate in (shutil.which("virtiofsd"), "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"):
-        if candidate and os.access(candidate, os.X_OK):
-            return candidate
-    return None
+    try:
+        server = virtiofsd.find()
+    except virtiofsd.FileServerError as error:
+        return Check(
+            "virtiofsd", MISSING, f"{error.what}; --rootfs host and DIR need it", f"sudo {error.mend}"
+        )
+    kind = _version(server.path, "unknown version") if server.rust else "QEMU's own"
+    return Check("virtiofsd", OK, f"{kind} ({server.path})")
 
 
 def check_namespaces() -> Check:

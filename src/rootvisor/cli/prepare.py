@@ -109,6 +109,7 @@ def prepare(
     if console_log not in (None, "stderr"):
         console_log = _writable_file("--console", console_log)
     engine = choose_engine(options.engine)
+    file_server = None if rootfs_path is None else _file_server(rootfs_path, engine.name)
     kernel = choose_kernel(options.kernel, progress=progress, build=build)
     description = RunDescription(
         kernel=kernel,
@@ -129,6 +130,7 @@ def prepare(
         on_reboot=options.on_reboot,
         report=report,
         verbose=options.verbose,
+        file_server=file_server,
     )
     return RunPlan(engine, description, agent=options.initrd is None, debug=options.debug)
 
@@ -154,6 +156,20 @@ def _rootfs(options: RunOptions) -> tuple[str | None, str | None]:
     if path == "/":
         return "host", "/"
     return path, path
+
+
+def _file_server(path: str, engine: str) -> tuple[str, ...]:
+    """The command line of the root file system's server. In the appliance root runs it, and what it sees is read-only
+    anyway."""
+    from rootvisor.files import virtiofsd
+
+    try:
+        server = virtiofsd.find()
+    except virtiofsd.FileServerError as error:
+        raise UserError(error.what, f"{error.mend}, or use --rootfs none") from error
+    if engine == "appliance":
+        return tuple(virtiofsd.command(server, path, virtiofsd.SOCKET, root=True))
+    return tuple(virtiofsd.confined(server, virtiofsd.command(server, path, virtiofsd.SOCKET)))
 
 
 def _check_memory(memory_bytes: int) -> None:

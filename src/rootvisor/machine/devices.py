@@ -39,10 +39,10 @@ class Devices:
                 from ..virtio.rng import Rng
 
                 self._add(computer, Rng())
-            if "fs" in wanted and description.get("rootfs_path"):
+            if "fs" in wanted and description.get("file_server"):
                 from ..virtio.fs import Fs
 
-                server = FileServer(description["rootfs_path"], description.get("file_server"))
+                server = FileServer(description["file_server"])
                 self._servers.append(server)
                 shares = Fs(server.connection, ROOTFS_TAG)
                 self._add(computer, shares)

@@ -7,46 +7,21 @@ import os
 
 from ..hypervisor.errors import HypervisorError
 
-_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
-#: QEMU's own virtiofsd (C), up to release 7.
-_QEMU_OWN = "/usr/lib/qemu/virtiofsd"
-
-
-def default_command(path: str) -> list[str]:
-    """The server's command line for sharing ``path``; ``{fd}`` is the listening socket."""
-    for program in _PLACES:
-        if os.access(program, os.X_OK):
-            if program == _QEMU_OWN:
-                return [
-                    program,
-                    "--fd={fd}",
-                    "-o",
-                    f"source={path}",
-                    "-o",
-                    "cache=always",
-                    "-o",
-                    "sandbox=chroot",
-                ]
-            return [program, "--fd={fd}", "--shared-dir", path, "--cache", "always", "--sandbox", "none"]
-    raise HypervisorError(
-        "virtiofsd is missing; apt-get install virtiofsd (Debian 12: qemu-system-common), or use --rootfs none"
-    )
-
 
 class FileServer:
-    """Serves ``path``; ``connection`` is the front end's socket. ``command`` overrides the command line."""
+    """Runs ``command``; in it ``{fd}`` becomes the number of the listening socket. ``connection`` is the front end's
+    socket."""
 
     __slots__ = ("_pid", "connection")
 
-    def __init__(self, path: str, command: list[str] | None = None) -> None:
+    def __init__(self, command: list[str]) -> None:
         import _socket  # the module behind socket, a tenth of its import time
 
-        argv = command or default_command(path)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         listener.bind(b"")  # Linux picks an unused abstract address: nothing to clean up, whatever happens
         listener.listen(1)
         os.set_inheritable(listener.fileno(), True)
-        argv = [part.replace("{fd}", str(listener.fileno())) for part in argv]
+        argv = [part.replace("{fd}", str(listener.fileno())) for part in command]
         null = os.open("/dev/null", os.O_RDWR)
         try:
             self._pid = os.posix_spawn(

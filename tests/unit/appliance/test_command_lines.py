@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from rootvisor.appliance.command_lines import kernel_command_line, qemu_command, virtiofsd_command
-from rootvisor.appliance.tools import Virtiofsd
-
-C_SERVER = Virtiofsd("/usr/lib/qemu/virtiofsd", rust=False, namespace=False)
-RUST_SERVER = Virtiofsd("/usr/libexec/virtiofsd", rust=True, namespace=False)
+from rootvisor.appliance.command_lines import kernel_command_line, qemu_command
 
 
 def qemu(terminal_fd: int | None = None, extra: tuple[str, ...] = ()) -> list[str]:
@@ -65,20 +61,3 @@ def test_qemu_without_terminal_has_no_console_device() -> None:
 
 def test_qemu_extra_arguments_come_last() -> None:
     assert qemu(extra=("-device", "e1000e"))[-2:] == ["-device", "e1000e"]
-
-
-def test_virtiofsd_c_and_rust_take_their_own_options() -> None:
-    c_command = virtiofsd_command(C_SERVER, "/", 5, writable=False, root=True)
-    rust_command = virtiofsd_command(RUST_SERVER, "/", 5, writable=False, root=True)
-    assert "cache=always" in c_command and "--cache=always" in rust_command
-    assert "--fd=5" in c_command and "--fd=5" in rust_command
-
-
-def test_virtiofsd_writable_folder_is_looked_at_anew() -> None:
-    assert "cache=auto" in virtiofsd_command(C_SERVER, "/x", 5, writable=True, root=True)
-    assert "--cache=auto" in virtiofsd_command(RUST_SERVER, "/x", 5, writable=True, root=True)
-
-
-def test_virtiofsd_ordinary_user_needs_no_privilege() -> None:
-    command = virtiofsd_command(RUST_SERVER, "/", 5, writable=False, root=False)
-    assert "--sandbox=none" in command and "--rlimit-nofile=0" in command

@@ -24,6 +24,7 @@ _DESCRIPTION = RunDescription(
     timeout_s=2.5,
     console_log="stderr",
     on_reboot="exit",
+    file_server=("/v", "--fd={fd}"),
 )
 
 
@@ -37,6 +38,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "memory_bytes": 1 << 30,
         "rootfs": "host",
         "rootfs_path": "/",
+        "file_server": ["/v", "--fd={fd}"],
         "command": {"argv": ["ls", "-l"], "cwd": "/tmp", "env": {"PATH": "/bin"}, "tty": False},
         "tty": False,
         "disks": [{"path": "/d.img", "readonly": True}],

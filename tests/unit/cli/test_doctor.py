@@ -10,6 +10,8 @@ import pytest
 
 from rootvisor.cli import host
 from rootvisor.cli.engine import KvmVerdict
+from rootvisor.files import virtiofsd
+from rootvisor.files.virtiofsd import FileServerError, Virtiofsd
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -19,7 +21,9 @@ def complete_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has everything."""
     monkeypatch.setattr(host, "kvm_verdict", lambda use_cache=True: KvmVerdict(True, "pretended"))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(host, "find_virtiofsd", lambda: "/usr/libexec/virtiofsd")
+    monkeypatch.setattr(
+        virtiofsd, "find", lambda: Virtiofsd("/usr/libexec/virtiofsd", rust=True, namespace=False)
+    )
     monkeypatch.setattr(host, "find_header_problems", list, raising=False)
     monkeypatch.setattr(host, "BUILD_SPACE_BYTES", 1)
     monkeypatch.setattr(host, "_version", lambda path, unknown: f"{path} 1.0")
@@ -51,7 +55,10 @@ def test_machine_without_kvm_is_no_fault(rootvisor: Run, monkeypatch: pytest.Mon
 
 
 def test_missing_file_server_is_said_with_its_mend(rootvisor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "find_virtiofsd", lambda: None)
+    def nowhere() -> Virtiofsd:
+        raise FileServerError("virtiofsd is missing", "apt-get install virtiofsd")
+
+    monkeypatch.setattr(virtiofsd, "find", nowhere)
     status, out, _ = rootvisor("doctor")
     assert status == 125
     assert "apt-get install virtiofsd" in out
