@@ -5,9 +5,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 import pytest
 
+from rootvisor.hypervisor import vp_registers
+from rootvisor.hypervisor.child_overlay import OverlayPages
+from rootvisor.hypervisor.child_vp import ChildVp
+from rootvisor.kvm.errors import KvmError
+from rootvisor.kvm.vm import Vm
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import intercepts, messages, registers, status
 from rootvisor.tlfs import partition_properties as tlfs
@@ -339,3 +345,73 @@ def test_two_children_at_once(parent: Parent) -> None:
     for child in (first, second):
         assert child.finalize() == 0
         assert child.delete() == 0
+
+
+# --- failures on the host's side --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("error", [KvmError("KVM_RUN failed: no more"), ValueError("a defect")])
+def test_a_failed_vp_ends_neither_the_root_nor_its_siblings(
+    parent: Parent, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    child = parent.initialized(vps=2)
+    child.load(OUT_80 + SPIN)
+    child.enter(1)
+    child.set_registers(1, (registers.INTERNAL_ACTIVITY_STATE, 0))
+    partition = parent.guest.hypervisor.children()[0]
+    with monkeypatch.context() as patched:
+        failures = []
+
+        def fail(vp: ChildVp) -> int:
+            failures.append(vp.index)
+            raise error
+
+        patched.setattr(ChildVp, "_port", fail)
+        assert child.run(0)[0] == intercepts.UNRECOVERABLE_EXCEPTION
+    assert failures == [0]
+    # it is dead, but can be talked to
+    for _ in range(3):
+        assert child.run(0)[0] == intercepts.UNRECOVERABLE_EXCEPTION
+    assert child.suspend(0) == 0
+    assert child.run(0)[0] == intercepts.UNRECOVERABLE_EXCEPTION
+    assert child.register(0, registers.RIP) == 0x1000
+    assert child.run(1)[0] == intercepts.X64_IO_PORT_INTERCEPT
+    said = capfd.readouterr().err
+    assert said.startswith("rootvisor: VP 0 of partition")
+    assert said.count("\n") == 1
+    assert str(error) in said
+    assert (partition.defect is error) == isinstance(error, ValueError)
+    assert child.finalize() == 0
+    assert parent.guest.partition.ended == ""
+
+
+def test_a_host_without_room_for_another_machine(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = parent.initialized()
+    before = resources()
+    attempts: tuple[tuple[object, str, Exception], ...] = (
+        (Vm, "create_split_irqchip", KvmError("no")),
+        (Vm, "filter_msrs", OSError(12, "no")),
+        (OverlayPages, "__init__", OSError(24, "no")),
+    )
+    for target, name, error in attempts:
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, failing(error))
+            assert parent.try_create()[0] == status.NO_RESOURCES
+    attempts = (
+        (Vm, "create_vcpu", KvmError("no")),
+        (vp_registers, "reset", KvmError("no")),
+        (OverlayPages, "allocate", MemoryError()),
+    )
+    for target, name, error in attempts:
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, failing(error))
+            assert child.create_vp(0) == status.NO_RESOURCES
+    assert child.create_vp(0) == 0
+    assert child.finalize() == 0
+    assert child.delete() == 0
+    assert resources()[0] < before[0]
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise error
+
+    return fail
