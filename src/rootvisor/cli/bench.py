@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from rootvisor.cli import options as types
 from rootvisor.cli.engine import choose_engine
 from rootvisor.cli.errors import OWN_FAILURE, UserError
 from rootvisor.cli.help import DocumentedCommand, debug_option, json_option, option
 from rootvisor.cli.output import Progress, print_json, table
+from rootvisor.cli.partition_options import engine_option, kernel_option
 from rootvisor.cli.run_folder import run_folder
 
 _EXAMPLES = (
@@ -32,20 +32,8 @@ _COLOURS = {"pass": "green", "miss": "red"}
 @option(
     "--runs", type=click.IntRange(1, 100), default=5, show_default=True, help="Boots of each side, in turns."
 )
-@option(
-    "--kernel",
-    type=types.KERNEL,
-    default="mshv",
-    show_default=True,
-    help="Kernel to boot: mshv, stock or a path.",
-)
-@option(
-    "--engine",
-    type=click.Choice(["auto", "kvm", "appliance"]),
-    default="auto",
-    show_default=True,
-    help="This machine's KVM, or an emulated machine that has one.",
-)
+@kernel_option()
+@engine_option()
 @json_option
 @debug_option
 def bench(runs: int, kernel: str, engine: str, as_json: bool) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from rootvisor.cli import options as types
 from rootvisor.cli.description import RunOptions
 from rootvisor.cli.errors import OWN_FAILURE, UserError
 from rootvisor.cli.evidence import SCRIPT, Finding, findings, parse_sections
-from rootvisor.cli.help import DocumentedCommand, debug_option, json_option, option
+from rootvisor.cli.help import DocumentedCommand, debug_option, json_option
 from rootvisor.cli.output import Progress, mark, print_json, say, table
+from rootvisor.cli.partition_options import engine_option, kernel_option, vps_option
 from rootvisor.cli.run_folder import run_folder
 
 _EXAMPLES = (
@@ -46,21 +46,9 @@ _NEXT = (
 
 
 @click.command(cls=DocumentedCommand, examples=_EXAMPLES, statuses=_STATUSES)
-@option(
-    "--kernel",
-    type=types.KERNEL,
-    default="mshv",
-    show_default=True,
-    help="Kernel to boot: mshv, stock or a path.",
-)
-@option("--vps", type=types.VPS, default=2, show_default=True, help="Virtual processors, 1 to 64.")
-@option(
-    "--engine",
-    type=click.Choice(["auto", "kvm", "appliance"]),
-    default="auto",
-    show_default=True,
-    help="This machine's KVM, or an emulated machine that has one.",
-)
+@kernel_option()
+@vps_option(2)
+@engine_option()
 @json_option
 @debug_option
 @click.pass_context

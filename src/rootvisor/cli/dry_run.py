@@ -11,6 +11,7 @@ import click
 from rootvisor.cli.launch import inner_argv
 from rootvisor.cli.output import format_bytes, print_json, table
 from rootvisor.cli.prepare import AGENT_INITRAMFS, RunPlan
+from rootvisor.machine.kernel_arguments import kernel_command_line
 
 
 def document(plan: RunPlan) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def document(plan: RunPlan) -> dict[str, Any]:
         "kernel_cached": bool(plan.description.kernel.image),
         "agent": plan.agent,
         "description": plan.description.document(),
+        "kernel_command_line": kernel_command_line(plan.description.document()),
         "argv": inner_argv("DESCRIPTION", plan.debug),
     }
 
@@ -37,13 +39,15 @@ def show(plan: RunPlan, as_json: bool) -> None:
         ("kernel", f"{kernel.name} {kernel.version}".strip()),
         ("image", kernel.vmlinux or kernel.image or "(not in the cache: would be built or fetched first)"),
         ("initial ramdisk", AGENT_INITRAMFS if plan.agent else ", ".join(description.initrds)),
-        ("extra words", description.append or "-"),
+        ("kernel command line", kernel_command_line(description.document())),
         ("processors", f"{description.vps} VP{'s' if description.vps > 1 else ''}"),
         ("memory", format_bytes(description.memory_bytes)),
         ("scheduler", description.scheduler),
         ("devices", ", ".join(description.devices) or "-"),
         ("root files", description.rootfs_path or "the initial ramdisk only"),
     ]
+    if description.file_server is not None and "fs" in description.devices:
+        rows.append(("file server", shlex.join(description.file_server)))
     rows += [("disk", f"{disk.path}{' (read-only)' if disk.readonly else ''}") for disk in description.disks]
     if command is not None:
         place = "on a terminal" if command.tty else "with standard streams passed through"

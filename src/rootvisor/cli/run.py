@@ -12,6 +12,7 @@ from rootvisor.cli.description import Disk, RunOptions
 from rootvisor.cli.errors import EXIT_STATUSES
 from rootvisor.cli.help import DocumentedCommand, debug_option, option
 from rootvisor.cli.output import Progress, say
+from rootvisor.cli.partition_options import engine_option, scheduler_option, vps_option
 
 _PARTITION = "Partition"
 _SOFTWARE = "Kernel and files"
@@ -67,14 +68,7 @@ _EXAMPLES = (
 @option(
     "--append", group=_SOFTWARE, type=types.APPEND, default="", help="More words for the kernel command line."
 )
-@option(
-    "--vps",
-    group=_PARTITION,
-    type=types.VPS,
-    default=1,
-    show_default=True,
-    help="Virtual processors, 1 to 64.",
-)
+@vps_option(1, group=_PARTITION)
 @option(
     "--memory",
     "memory_bytes",
@@ -84,14 +78,7 @@ _EXAMPLES = (
     show_default=True,
     help="Memory of the root partition, at least 128M.",
 )
-@option(
-    "--scheduler",
-    group=_PARTITION,
-    type=click.Choice(["hypervisor", "root"]),
-    default="hypervisor",
-    show_default=True,
-    help="Who schedules child partitions' processors.",
-)
+@scheduler_option(group=_PARTITION)
 @option(
     "--on-reboot",
     group=_PARTITION,
@@ -116,13 +103,8 @@ _EXAMPLES = (
     show_default=True,
     help="Virtio devices: any of console,rng,fs,disk, or all, or none.",
 )
-@option(
-    "--engine",
-    group=_HOW,
-    type=click.Choice(["auto", "kvm", "appliance"]),
-    default="auto",
-    show_default=True,
-    help="This machine's KVM, or an emulated machine that has one; auto tests KVM first.",
+@engine_option(
+    group=_HOW, help="This machine's KVM, or an emulated machine that has one; auto tests KVM first."
 )
 @option(
     "--timeout",

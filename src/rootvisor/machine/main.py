@@ -21,6 +21,7 @@ from ..tlfs.hypercalls import SCHEDULER_HYPERVISOR, SCHEDULER_ROOT
 from .computer import Computer
 from .console_wiring import Consoles
 from .devices import Devices
+from .kernel_arguments import kernel_command_line, wants_log
 from .operator import Operator
 from .outcome import STATUS_FAILURE, exit_status, write_report
 
@@ -33,7 +34,6 @@ VERSION = 1
 _SWITCH_INTERVAL_S = 1e-4
 #: How often an unfinished line of the serial port is written, and writes that did not exit are looked for.
 _FLUSH_MS = 250
-_BASE_COMMAND_LINE = "rdinit=/init"
 
 
 def run(description: dict[str, Any]) -> int:
@@ -100,14 +100,10 @@ class Machine:
             raise HypervisorError(
                 f"this machine's KVM does not run ring-0 code: {problem}; use --engine appliance"
             )
-        logging = (
-            self._log_file >= 0 or bool(description.get("verbose")) or bool(description.get("console_log"))
-        )
-        agent = self._consoles.agent
-        if not agent:
+        if not self._consoles.agent:
             serial_output: int | None = 1
         else:
-            serial_output = self._consoles.log_pipe() if logging else None
+            serial_output = self._consoles.log_pipe() if wants_log(description) else None
         self._computer = Computer(
             self._hypervisor, description["memory_bytes"], description["vps"], serial_output
         )
@@ -122,21 +118,9 @@ class Machine:
         self._computer.load(
             kernel.get("vmlinux") or kernel["image"],
             description["initrds"],
-            self._command_line(agent, logging),
+            kernel_command_line(description),
             xsave,
         )
-
-    def _command_line(self, agent: bool, logging: bool) -> str:
-        words = [_BASE_COMMAND_LINE]
-        if not agent:
-            words += ["console=ttyS0", "console=hvc0"]
-        elif logging:
-            words += ["earlyprintk=ttyS0", "console=ttyS0"]
-        else:
-            words += ["console=hvc0", "quiet"]
-        if self.description["append"]:
-            words.append(self.description["append"])
-        return " ".join(words)
 
     def _message_refused(self, device_id: int, address: int, data: int) -> None:
         if self._trace is not None:

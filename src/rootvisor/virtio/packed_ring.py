@@ -11,8 +11,6 @@ from .queue import (
     DESCRIPTOR_BYTES,
     Chain,
     Queue,
-    QueueAddresses,
-    QueueCounters,
     QueueError,
     full_barrier,
     unpack_descriptor,
@@ -21,9 +19,8 @@ from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from .memory import GuestMemory
+    pass
 
 _AVAILABLE = 1 << 7
 _USED = 1 << 15
@@ -50,28 +47,8 @@ class PackedQueue(Queue):
         "_wrap",
     )
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        index: int,
-        addresses: QueueAddresses,
-        features: int,
-        *,
-        kick_fd: int = -1,
-        interrupt: Callable[[], None] | None = None,
-        call_fd: Callable[[], int] | None = None,
-        counters: QueueCounters | None = None,
-    ) -> None:
-        super().__init__(
-            memory,
-            index,
-            addresses,
-            features,
-            kick_fd=kick_fd,
-            interrupt=interrupt,
-            call_fd=call_fd,
-            counters=counters,
-        )
+    def _lay_out(self) -> None:
+        index, addresses = self.index, self.addresses
         if not 0 < self.size <= 32768:
             raise QueueError(f"queue {index}: a packed ring of {self.size} entries")
         self._desc = self._area("descriptor ring", addresses.desc, DESCRIPTOR_BYTES * self.size, 16)

@@ -152,6 +152,11 @@ class Queue:
         self._interrupt = interrupt
         self._indirect = bool(features & F_INDIRECT_DESC)
         self._event_idx = bool(features & F_EVENT_IDX)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Find the ring's areas. Raises `QueueError`."""
+        raise NotImplementedError
 
     def pop(self) -> Chain | None:
         """The next request, or `None`."""

@@ -11,8 +11,6 @@ from .queue import (
     DESCRIPTOR_BYTES,
     Chain,
     Queue,
-    QueueAddresses,
-    QueueCounters,
     QueueError,
     full_barrier,
     unpack_descriptor,
@@ -21,9 +19,8 @@ from .registers import DESC_INDIRECT, DESC_NEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from .memory import GuestMemory
+    pass
 
 _NO_INTERRUPT = 1  # driver area flags
 _NO_NOTIFY = 1  # device area flags
@@ -34,28 +31,8 @@ class SplitQueue(Queue):
 
     __slots__ = ("_avail", "_desc", "_mask", "_next", "_signalled", "_used", "_used16", "_used_index")
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        index: int,
-        addresses: QueueAddresses,
-        features: int,
-        *,
-        kick_fd: int = -1,
-        interrupt: Callable[[], None] | None = None,
-        call_fd: Callable[[], int] | None = None,
-        counters: QueueCounters | None = None,
-    ) -> None:
-        super().__init__(
-            memory,
-            index,
-            addresses,
-            features,
-            kick_fd=kick_fd,
-            interrupt=interrupt,
-            call_fd=call_fd,
-            counters=counters,
-        )
+    def _lay_out(self) -> None:
+        index, addresses = self.index, self.addresses
         size = self.size
         if not size or size & size - 1:
             raise QueueError(f"queue {index}: a split ring of {size} entries")

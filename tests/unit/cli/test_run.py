@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,33 @@ def test_dry_run_for_people_names_the_parts(rootvisor: Run, bzimage: Path) -> No
     assert "engine" in out
     assert "echo 'a b'" in out
     assert str(bzimage) in out
+    assert re.search(r"kernel command line +rdinit=/init console=hvc0 quiet\n", out)
+    assert re.search(r"file server +.*virtiofsd .*fd=\{fd\}", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "rdinit=/init console=hvc0 quiet"),
+        (("--append", "quiet loglevel=7"), "rdinit=/init console=hvc0 quiet quiet loglevel=7"),
+        (("--console", "stderr"), "rdinit=/init earlyprintk=ttyS0 console=ttyS0"),
+        (("--verbose",), "rdinit=/init earlyprintk=ttyS0 console=ttyS0"),
+    ],
+)
+def test_dry_run_json_has_the_whole_kernel_command_line(
+    rootvisor: Run, bzimage: Path, options: tuple[str, ...], words: str
+) -> None:
+    _, out, _ = rootvisor("run", "--dry-run", "--json", "--kernel", str(bzimage), *options, "true")
+    assert json.loads(out)["kernel_command_line"] == words
+
+
+def test_dry_run_with_a_ramdisk_of_ones_own_shows_both_consoles(
+    rootvisor: Run, bzimage: Path, tmp_path: Path
+) -> None:
+    ramdisk = tmp_path / "initrd"
+    ramdisk.write_bytes(b"070701")
+    _, out, _ = rootvisor("run", "--dry-run", "--kernel", str(bzimage), "--initrd", str(ramdisk))
+    assert "rdinit=/init console=ttyS0 console=hvc0" in out
 
 
 def test_dry_run_without_a_cached_kernel_says_so(rootvisor: Run, own_cache: Path) -> None:
