@@ -160,7 +160,6 @@ class EventRings:
             return home
         for outlet in self._messages.outlets:
             if outlet.rings[sint].open and port.target_vp in (ANY_VP, outlet.vp.index):
-                port.home = outlet
                 return outlet
         return None
 

@@ -107,6 +107,21 @@ def test_port_with_a_target_uses_that_vp_and_waits_for_it() -> None:
     assert model.doorbells() == [5]
 
 
+def test_port_prefers_its_home_while_that_is_on() -> None:
+    model = RootModel(2)
+    port = model.port(5, model.child())
+    port.home = model.vps[1].synic.outlet
+    for taker in (1, 0, 1):
+        if model.vps[1].synic.scontrol and not taker:
+            model.module_unload(model.vps[1])
+        elif taker:
+            model.module_load(model.vps[1])
+        signal(model, port)
+        assert model.vps[taker].kind == messages.SYNIC_SINT_INTERCEPT
+        model.run()
+    assert model.doorbells() == [5] * 3
+
+
 def test_waiting_port_comes_with_the_first_vp_that_is_ready() -> None:
     model = RootModel(2, enabled=False)
     ports = ring_ports(model, model.child(), 3)

@@ -33,7 +33,9 @@ def create_port(
     connecting = hypervisor.partition(root, connection_partition_id)
     if port_vtl or min_vtl:
         raise HvError(status.INVALID_PARAMETER)
-    hypervisor.ports.create(owner, port_id, connecting, kind, info)
+    port = hypervisor.ports.create(owner, port_id, connecting, kind, info)
+    if port.target_vp == tlfs.ANY_VP:
+        port.home = vp.synic.outlet  # doorbells spread over the root's VPs as their VMMs do
 
 
 @TABLE.simple(hypercalls.CONNECT_PORT, tlfs.CONNECT_PORT_INPUT, privilege=privileges.CONNECT_PORT)
