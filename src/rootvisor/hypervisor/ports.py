@@ -30,8 +30,8 @@ _MESSAGE_TYPE_LIMIT = 1 << 31
 class Port:
     """Port ``id`` of partition ``owner``, which ``connection_partition`` may connect to.
 
-    ``base`` and ``count`` are an event port's flags. ``home`` is the root VP that a port for any VP prefers; ``ring`` and
-    ``slot`` tell where a doorbell's id lies (:mod:`.event_rings`).
+    ``base`` and ``count`` are an event port's flags. ``home`` is the root VP that a port for any VP prefers; ``ring``
+    and ``slot`` tell where a doorbell's id lies (:mod:`.event_rings`).
     """
 
     __slots__ = (

@@ -18,7 +18,7 @@ MESSAGE_NONE = 0
 EVENT_FLAGS_PER_SINT = 2048
 SINT_COUNT = 16
 
-# --- messages of the hypervisor's own to a root VP: slot 0, SINT0 (``mshv_synic.c:mshv_isr``) ---------------------------
+# --- messages of the hypervisor's own to a root VP: slot 0, SINT0 (``mshv_synic.c:mshv_isr``) -------------------------
 #: The SINT that intercepts and everything below come through.
 INTERCEPTION_SINT = 0
 #: The intercept message itself lies in the VP's message page.
@@ -29,7 +29,7 @@ SYNIC_SINT_INTERCEPT = 0x80000061
 SYNIC_SINT_INTERCEPT_PAYLOAD = Layout("hv_notification_message_payload", 4, "sint_index:I")
 ASYNC_CALL_COMPLETION = 0x80000070
 
-# --- the event ring page (SIRBP): 16 rings of 256 bytes (``hv_synic_event_ring``) ---------------------------------------
+# --- the event ring page (SIRBP): 16 rings of 256 bytes (``hv_synic_event_ring``) -------------------------------------
 EVENT_RING_SIZE = 256
 EVENT_RING_ENTRIES = 63
 EVENT_RING_SIGNAL_MASKED_OFFSET = 0

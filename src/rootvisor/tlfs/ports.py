@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports, connections, doorbells and interrupts of other partitions: layouts and numbers (``include/hyperv/hvhdk.h``)."""
+"""Ports, connections, doorbells, interrupts of other partitions: layouts and numbers (``include/hyperv/hvhdk.h``)."""
 
 from __future__ import annotations
 
