@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -402,3 +403,118 @@ def test_an_application_processor_waits_and_keeps_what_the_vmm_set(guest: Guest)
     assert put(child, (names.INTERNAL_ACTIVITY_STATE, 0), index=1).status == 0
     kind, payload = child.run(1)
     assert (kind, child.port_write(payload)[0]) == (0x80010000, 0x10)
+
+
+# --- anything goes ------------------------------------------------------------------------------------------------
+class Random:
+    """Random calls about two VPs of a child that run now and then; whatever they are told, they end in a status."""
+
+    CODES = (
+        hypercalls.GET_VP_REGISTERS, hypercalls.SET_VP_REGISTERS, hypercalls.TRANSLATE_VIRTUAL_ADDRESS,
+        hypercalls.MAP_VP_STATE_PAGE, hypercalls.UNMAP_VP_STATE_PAGE, hypercalls.GET_VP_STATE, hypercalls.SET_VP_STATE,
+        hypercalls.REGISTER_INTERCEPT_RESULT, hypercalls.GET_VP_CPUID_VALUES,
+    )  # fmt: skip
+    NAMES = (
+        *range(6), *range(0x10002, 0x10007), *range(0x20000, 0x20013), *range(0x30000, 0x3001B),
+        *range(0x40000, 0x40009), *range(0x41000, 0x41006), *range(0x50000, 0x50007), *range(0x60000, 0x60009),
+        0x70000, 0x70001, *range(0x80000, 0x800A2), *range(0x90000, 0x90020), *range(0xA0000, 0xA0018),
+        *range(0xB0000, 0xB000A), 0x84802, *range(0x200, 0x217),
+    )  # fmt: skip
+
+    def __init__(self, child: Child, seed: int) -> None:
+        self.child = child
+        self.rng = random.Random(seed)
+        self.statuses: set[tuple[int, int]] = set()
+
+    def word(self) -> int:
+        rng = self.rng
+        return rng.choice(
+            (0, 1, rng.getrandbits(8), rng.getrandbits(32), rng.getrandbits(64), 1 << rng.randrange(64))
+        )
+
+    def head(self) -> tuple[int, int]:
+        rng = self.rng
+        partition_id = self.child.id if rng.random() < 0.97 else rng.choice((SELF, 0, 1, 99))
+        return partition_id, rng.choice((0, 0, 0, 1, 1, 2, names.VP_INDEX_SELF, ONES))
+
+    def call(self) -> None:
+        rng = self.rng
+        code = rng.choice(self.CODES)
+        partition_id, index = self.head()
+        count = variable = 0
+        if code in (hypercalls.GET_VP_REGISTERS, hypercalls.SET_VP_REGISTERS):
+            count = rng.choice((1, 2, 5, 40))
+            data = hypercalls.VP_REGISTERS_INPUT.pack(partition_id, index, rng.random() < 0.01, bytes(3))
+            for _ in range(count):
+                name = rng.choice(self.NAMES)
+                if name == names.EXPLICIT_SUSPEND and rng.random() < 0.5:
+                    name = names.RAX
+                data += name.to_bytes(4, "little")
+                if code == hypercalls.SET_VP_REGISTERS:
+                    data += rng.randbytes(12) + struct.pack("<QQ", self.word(), self.word())
+        elif code == hypercalls.TRANSLATE_VIRTUAL_ADDRESS:
+            data = names.TRANSLATE_INPUT.pack(partition_id, index, rng.getrandbits(6), self.word())
+        elif code in (hypercalls.MAP_VP_STATE_PAGE, hypercalls.UNMAP_VP_STATE_PAGE):
+            data = tlfs.MAP_VP_STATE_PAGE_INPUT.pack(
+                partition_id, index, rng.randrange(4), 0, rng.random() < 0.1, 0
+            )
+        elif code in (hypercalls.GET_VP_STATE, hypercalls.SET_VP_STATE):
+            kind = rng.choice(
+                (tlfs.LAPIC, tlfs.XSAVE, tlfs.SIM_PAGE, tlfs.SIEF_PAGE, tlfs.SYNTHETIC_TIMERS, 7, ONES)
+            )
+            variable = rng.choice((0, 1, 2, 25, 100))
+            data = tlfs.VP_STATE_INPUT.pack(partition_id, index, 0, 0, 0, kind, 0, 0, self.word())
+            for _ in range(variable):
+                data += struct.pack(
+                    "<Q", rng.choice((STATE_PAGES >> 12, (STATE_PAGES >> 12) + 1, self.word()))
+                )
+            if rng.random() < 0.5:
+                self.child.guest.ram[STATE_PAGES : STATE_PAGES + 1024] = rng.randbytes(1024)
+        elif code == hypercalls.REGISTER_INTERCEPT_RESULT:
+            leaf = rng.choice((0, 1, 4, 7, 0xB, 0xD, 0x40000001, 0x80000000, 0x80000008, rng.getrandbits(32)))
+            words = [rng.getrandbits(32) for _ in range(8)]
+            data = cpuid_results.REGISTER_INTERCEPT_RESULT_INPUT.pack(
+                partition_id,
+                index,
+                rng.choice((2, 2, 2, 1)),
+                leaf,
+                rng.randrange(70),
+                rng.randrange(3),
+                1,
+                *words,
+            )
+        else:
+            count = rng.choice((1, 4))
+            data = cpuid_results.GET_VP_CPUID_VALUES_INPUT.pack(partition_id, index, rng.randrange(4))
+            for _ in range(count):
+                data += cpuid_results.CPUID_LEAF.pack(
+                    rng.choice((0, 1, 0xD, 7)), rng.randrange(70), self.word(), 0
+                )
+        answer = self.child.guest.call(code, data, count=count, variable=variable, output=1024)
+        assert answer.status in status.NAMES
+        assert answer.reps <= count
+        self.statuses.add((code, answer.status))
+
+
+def run_random_calls(guest: Guest, seed: int, calls: int) -> set[tuple[int, int]]:
+    child = Parent(guest).initialized(vps=2)
+    child.deposit(8)
+    child.load(COUNT_UP)
+    chaos = Random(child, seed)
+    for number in range(calls):
+        chaos.call()
+        if number % 50 == 25:
+            for index in (0, 1):
+                put(child, (names.INTERCEPT_SUSPEND, 0), (names.EXPLICIT_SUSPEND, 0), index=index)
+        if number % 50 == 35:
+            for index in (0, 1):
+                assert child.suspend(index) == 0
+    child.finalize()
+    return chaos.statuses
+
+
+def test_random_calls_end_in_a_status(guest: Guest) -> None:
+    statuses = run_random_calls(guest, 1, 1500)
+    seen = {code for _call, code in statuses}
+    assert {0, status.INVALID_PARAMETER, status.INVALID_REGISTER_VALUE, status.INVALID_VP_STATE} <= seen
+    assert {code for code, answer in statuses if answer == 0} >= set(Random.CODES) - {hypercalls.SET_VP_STATE}

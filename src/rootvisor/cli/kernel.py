@@ -11,8 +11,15 @@ from rootvisor.cli import options as types
 from rootvisor.cli.description import KernelImage
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.help import DocumentedCommand, DocumentedGroup, debug_option, json_option, option
-from rootvisor.cli.kernel_choice import NAMES, found_kernel, known_kernels, make_from_tree, make_kernel
-from rootvisor.cli.output import Progress, print_json, table
+from rootvisor.cli.kernel_choice import (
+    NAMES,
+    found_kernel,
+    known_kernels,
+    make_from_tree,
+    make_kernel,
+    prune_kernels,
+)
+from rootvisor.cli.output import Progress, format_bytes, print_json, table
 
 _ABOUT = {
     "mshv": "the distribution's newest Linux source, built with /dev/mshv (CONFIG_MSHV_ROOT)",
@@ -25,11 +32,12 @@ _ABOUT = {
     examples=(
         ("Build the kernel with /dev/mshv now, rather than at the first run", "rootvisor kernel build mshv"),
         ("What is there", "rootvisor kernel list"),
+        ("Remove those that are out of date", "rootvisor kernel prune"),
         ("Use it elsewhere", "file $(rootvisor kernel path stock)"),
     ),
 )
 def kernel() -> None:
-    """Build, list and find kernels.
+    """Build, list, find and remove kernels.
 
     mshv is built from the newest Linux source that this machine's package mirror offers, stock is the
     distribution's newest cloud kernel. Both are kept in the cache and used from there, also without a
@@ -109,6 +117,42 @@ def path(name: str, elf: bool) -> None:
     if elf and image.vmlinux is None:
         raise UserError(f"the kernel {name} has no ELF image here", "leave --elf out")
     click.echo(image.vmlinux if elf else image.image)
+
+
+@kernel.command(
+    cls=DocumentedCommand,
+    examples=(
+        ("What would go", "rootvisor kernel prune --dry-run"),
+        ("Make room", "rootvisor kernel prune"),
+    ),
+)
+@option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+@debug_option
+def prune(dry_run: bool, as_json: bool) -> None:
+    """Remove kernels from the cache that neither mshv nor stock stands for any more.
+
+    Those are older versions and builds of an older configuration. A kernel that a run is using stays, and so do those
+    built from a source tree of yours. Making a newer kernel does this for its predecessors, too.
+    """
+    removed = prune_kernels(dry_run)
+    total = sum(one.size_bytes for one in removed)
+    if as_json:
+        print_json(
+            {
+                "removed": [
+                    {"name": one.name, "version": one.version, "path": str(one.path), "bytes": one.size_bytes}
+                    for one in removed
+                ],
+                "bytes": total,
+                "dry_run": dry_run,
+            }
+        )
+        return
+    if removed:
+        click.echo(table([(one.name, one.version, format_bytes(one.size_bytes)) for one in removed]))
+    verb = "would be freed" if dry_run else "freed"
+    click.echo(f"{format_bytes(total)} {verb}" if removed else "nothing to remove")
 
 
 def document(name: str, image: KernelImage | None) -> dict[str, Any]:

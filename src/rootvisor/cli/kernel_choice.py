@@ -68,6 +68,14 @@ def known_kernels() -> list[KernelImage]:
     return [as_image(kernel) for kernel in kernels.list_kernels()]
 
 
+def prune_kernels(dry: bool) -> list[kernels.Removed]:
+    """Remove kernels that no name stands for any more; `UserError` when that fails."""
+    try:
+        return kernels.prune_kernels(dry=dry)
+    except kernels.KernelError as error:
+        raise kernel_error(error) from error
+
+
 def as_image(kernel: kernels.Kernel) -> KernelImage:
     """A kernel of the cache, as the description has it."""
     return KernelImage(

@@ -19,6 +19,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from rootvisor import kernels
 from rootvisor.cli.description import RunDescription
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.paths import source_root
@@ -49,6 +50,7 @@ def launch(plan: RunPlan) -> int:
     With engine kvm a good start does not return: this process becomes the machine, so that signals, streams and
     exit status need no forwarding.
     """
+    _hold_kernel(plan)
     if plan.engine.name == "appliance":
         return _in_appliance(plan, (0, 1, 2))
     argv, _ = _local_argv(plan)
@@ -62,6 +64,7 @@ def launch(plan: RunPlan) -> int:
 
 def run_with_streams(plan: RunPlan, streams: Streams) -> int:
     """Start the run on other streams and wait for its end; its exit status."""
+    _hold_kernel(plan)
     if plan.engine.name == "appliance":
         return _in_appliance(plan, streams)
     argv, fds = _local_argv(plan)
@@ -73,6 +76,11 @@ def run_with_streams(plan: RunPlan, streams: Streams) -> int:
         for fd in fds:
             os.close(fd)
     return status if status >= 0 else 128 - status
+
+
+def _hold_kernel(plan: RunPlan) -> None:
+    """Nobody removes the run's kernel from the cache while this process, or the machine that it becomes, lives."""
+    kernels.hold(Path(plan.description.kernel.image))
 
 
 def inner_argv(description_path: str, debug: bool) -> list[str]:

@@ -21,7 +21,8 @@ from typing import Any
 from .kernel import DiskFullError, Kernel, KernelError, Progress
 
 _MIB = 1 << 20
-_RECORD = "kernel.json"
+RECORD = "kernel.json"
+"""What a folder with this file describes is a kernel."""
 _PATH_FIELDS = ("image", "vmlinux", "modules", "config")
 
 
@@ -131,13 +132,13 @@ def write_record(folder: Path, kernel: Kernel, **facts: str) -> None:
         path: Path | None = getattr(kernel, field)
         if path is not None:
             record[field] = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-    (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read_record(folder: Path) -> tuple[Kernel, dict[str, str]] | None:
     """The kernel in `folder` and the facts stored with it; None if there is none or a file of it is gone."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
         paths = {field: folder / record[field] for field in _PATH_FIELDS if record.get(field)}
         kernel = Kernel(record["name"], record["version"], origin=record["origin"], **paths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import mshv, stock
+from . import mshv, prune, stock
 from .cache import locked, records
 from .image import probe, vmlinux_of
 from .kernel import Kernel, Progress, no_progress
@@ -43,7 +43,15 @@ def ensure(name: str, progress: Progress = no_progress, *, refresh: bool = False
             kernel = find(name)  # the one that held the lock may have made it
             if kernel is not None:
                 return kernel
-        return stock.fetch(progress, refresh) if name == stock.NAME else mshv.build_newest(progress, refresh)
+        made = stock.fetch(progress, refresh) if name == stock.NAME else mshv.build_newest(progress, refresh)
+        prune.prune({name: find(name) or made})
+        return made
+
+
+def prune_kernels(*, dry: bool = False) -> list[prune.Removed]:
+    """Remove the kernels that `find` does not give any more; with `dry` only say which. Raises `KernelError`."""
+    chosen = {name: kernel for name in NAMES if (kernel := find(name)) is not None}
+    return prune.prune(chosen, dry=dry)
 
 
 def build(source: Path | None = None, progress: Progress = no_progress) -> Kernel:

@@ -9,6 +9,7 @@ program that made it is known by its magic number, and the last four bytes are t
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -81,6 +82,8 @@ def vmlinux_of(path: Path) -> Path | None:
     data = path.read_bytes()
     target = cache_dir() / "kernels" / "extracted" / f"{hashlib.sha256(data).hexdigest()[:32]}.elf"
     if target.exists():
+        with contextlib.suppress(OSError):  # it is in use: see prune
+            os.utime(target)
         return target
     try:
         make_dir(target.parent)

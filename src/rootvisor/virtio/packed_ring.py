@@ -17,11 +17,6 @@ from .queue import (
 )
 from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-
-    pass
-
 _AVAILABLE = 1 << 7
 _USED = 1 << 15
 

@@ -17,11 +17,6 @@ from .queue import (
 )
 from .registers import DESC_INDIRECT, DESC_NEXT
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-
-    pass
-
 _NO_INTERRUPT = 1  # driver area flags
 _NO_NOTIFY = 1  # device area flags
 

@@ -67,7 +67,9 @@ def load() -> Any:
         folders = package.submodule_search_locations if package is not None else None
         spec = PathFinder.find_spec(f"{_PACKAGE}.{_EXTENSION}", folders) if folders else None
         if spec is None or spec.loader is None:
-            raise ImportError("the iced-x86 package is missing, which decodes the instructions of child partitions")
+            raise ImportError(
+                "the iced-x86 package is missing, which decodes the instructions of child partitions"
+            )
         library: Any = spec.loader.create_module(spec)
         spec.loader.exec_module(library)
         _info = library.InstructionInfoFactory()

@@ -77,3 +77,30 @@ def test_source_that_is_no_tree_is_one_line(rootvisor: Run, tmp_path: Path) -> N
     status, _, err = rootvisor("kernel", "build", "mshv", "--source", str(tmp_path))
     assert status == 125
     assert err.count("\n") == 1
+
+
+def test_prune_says_what_went_and_how_much(
+    rootvisor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def prune_kernels(*, dry: bool) -> list[kernels.Removed]:
+        asked.append(dry)
+        return [kernels.Removed("mshv", "7.2.0", tmp_path, 40 << 20)]
+
+    monkeypatch.setattr(kernels, "prune_kernels", prune_kernels)
+    status, out, _ = rootvisor("kernel", "prune")
+    assert (status, out.split()) == (0, ["mshv", "7.2.0", "40.0", "MiB", "40.0", "MiB", "freed"])
+    assert "would be freed" in rootvisor("kernel", "prune", "--dry-run")[1]
+    report = json.loads(rootvisor("kernel", "prune", "--dry-run", "--json")[1])
+    assert report == {
+        "removed": [{"name": "mshv", "version": "7.2.0", "path": str(tmp_path), "bytes": 40 << 20}],
+        "bytes": 40 << 20,
+        "dry_run": True,
+    }
+    assert asked == [False, True, True]
+
+
+def test_prune_of_nothing_says_so(rootvisor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "prune_kernels", lambda **_options: [])
+    assert rootvisor("kernel", "prune")[1] == "nothing to remove\n"

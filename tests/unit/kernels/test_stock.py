@@ -66,7 +66,7 @@ def test_ensure_takes_the_newest_and_refresh_notices_a_newer_one(fake_apt: FakeA
     assert ensure("stock").version == "6.12.10-cloud-amd64"
     assert ensure("stock", refresh=True).version == "7.1.2-cloud-amd64"
     assert ensure("stock").version == "7.1.2-cloud-amd64"
-    assert [kernel.version for kernel in list_kernels()] == ["7.1.2-cloud-amd64", "6.12.10-cloud-amd64"]
+    assert [kernel.version for kernel in list_kernels()] == ["7.1.2-cloud-amd64"]
 
 
 @pytest.mark.usefixtures("depmod")
