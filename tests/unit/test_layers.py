@@ -23,6 +23,7 @@ EVERYTHING = frozenset(
         "appliance",
         "bench",
         "boot",
+        "chips",
         "cli",
         "files",
         "hypervisor",
@@ -44,6 +45,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "tlfs": frozenset(),
     "kvm": frozenset(),
     "pci": frozenset(),
+    "chips": frozenset(),
     "boot": frozenset(),
     "kernels": frozenset(),
     "files": frozenset(),
@@ -52,7 +54,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "x86": frozenset(),
     "hypervisor": frozenset({"tlfs", "kvm", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
-    "machine": frozenset({"hypervisor", "virtio", "pci", "boot", "trace", "tlfs", "kvm"}),
+    "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "boot", "trace", "tlfs", "kvm"}),
     "appliance": frozenset({"kernels", "boot", "files"}),
     "peers": frozenset({"kernels", "boot", "kvm"}),
     "bench": EVERYTHING - {"cli"},
@@ -85,7 +87,7 @@ SLOW_MODULES = frozenset(
 )
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
-BOOT_PATH_PACKAGES = frozenset({"tlfs", "kvm", "hypervisor", "pci", "virtio", "machine", "mshv"})
+BOOT_PATH_PACKAGES = frozenset({"tlfs", "kvm", "hypervisor", "pci", "virtio", "chips", "machine", "mshv"})
 
 
 @dataclass(frozen=True)

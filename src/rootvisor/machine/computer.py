@@ -11,18 +11,8 @@ from ..boot.entry_state import EntryState, write_entry_tables
 from ..boot.initrd import load_initrd
 from ..boot.kernel import load_kernel
 from ..boot.zero_page import initrd_limit, write_setup_data, write_zero_page
-from ..hypervisor.address_space import GuestMemory, MemoryRegion
-from ..hypervisor.hypercall_abi import write_page
-from ..hypervisor.overlay import OwnedPages
-from ..kvm.memory import SharedMemory
-from ..pci.root import PciRoot
-from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
-from . import memory_map
-from .clock import PmTimer, RealTimeClock
-from .ecam import Ecam
-from .memory_map import MemoryMap
-from .pci_platform import PartitionPlatform, pci_device_id
-from .power import (
+from ..chips.clock import PmTimer, RealTimeClock
+from ..chips.power import (
     KEYBOARD_COMMAND_PORT,
     RESET_PORT,
     RESET_VALUE,
@@ -30,7 +20,17 @@ from .power import (
     PowerManagement,
     ResetControl,
 )
-from .serial import SerialPort
+from ..chips.serial import SerialPort
+from ..hypervisor.address_space import GuestMemory, MemoryRegion
+from ..hypervisor.hypercall_abi import write_page
+from ..hypervisor.overlay import OwnedPages
+from ..kvm.memory import SharedMemory
+from ..pci.root import PciRoot
+from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
+from . import memory_map
+from .ecam import Ecam
+from .memory_map import MemoryMap
+from .pci_platform import PartitionPlatform, pci_device_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

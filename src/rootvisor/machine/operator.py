@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from select import poll
 
+    from ..chips.power import PowerManagement
     from ..hypervisor.root_partition import RootPartition
     from ..virtio.console import Console
     from .console_wiring import Consoles
-    from .power import PowerManagement
 
 _ENDING = {SIGINT: "INT", SIGTERM: "TERM", SIGHUP: "HUP"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rootvisor.machine.power import KeyboardReset, PowerManagement, ResetControl
+from rootvisor.chips.power import KeyboardReset, PowerManagement, ResetControl
 
 STATUS, ENABLE, CONTROL = 0, 2, 4
 

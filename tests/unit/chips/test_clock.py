@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from rootvisor.machine import clock
-from rootvisor.machine.clock import PM_TIMER_HZ, PmTimer, RealTimeClock
+from rootvisor.chips import clock
+from rootvisor.chips.clock import PM_TIMER_HZ, PmTimer, RealTimeClock
 
 
 def register(rtc: RealTimeClock, index: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rootvisor.machine.serial import INPUT_LIMIT, SerialPort
+from rootvisor.chips.serial import INPUT_LIMIT, SerialPort
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCRATCH = range(8)
 
