@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
+from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.hypercall_abi import write_page
 from rootvisor.hypervisor.hypervisor import Hypervisor
 from rootvisor.hypervisor.overlay import OwnedPages

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor import hypercall_abi, vp_registers
-from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.child_cpuid import CpuidResults
 from rootvisor.hypervisor.child_interrupts import ChildInterrupts
 from rootvisor.hypervisor.child_memory import ChildMemory

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
+from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.child_memory import NO_ACCESS, READ_ONLY, UNMAPPED, WRITABLE, ChildMemory
 from rootvisor.hypervisor.errors import HvError
 from rootvisor.kvm import abi

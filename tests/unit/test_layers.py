@@ -23,6 +23,7 @@ EVERYTHING = frozenset(
         "appliance",
         "bench",
         "boot",
+        "bus",
         "chips",
         "cli",
         "files",
@@ -45,6 +46,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "tlfs": frozenset(),
     "kvm": frozenset(),
     "pci": frozenset(),
+    "bus": frozenset(),
     "chips": frozenset(),
     "boot": frozenset(),
     "kernels": frozenset(),
@@ -52,9 +54,9 @@ LAYERS: dict[str, frozenset[str]] = {
     "trace": frozenset({"tlfs"}),
     "mshv": frozenset({"tlfs"}),
     "x86": frozenset(),
-    "hypervisor": frozenset({"tlfs", "kvm", "trace", "x86"}),
+    "hypervisor": frozenset({"tlfs", "kvm", "bus", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
-    "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "boot", "trace", "tlfs", "kvm"}),
+    "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "bus", "boot", "trace", "tlfs", "kvm"}),
     "appliance": frozenset({"kernels", "boot", "files"}),
     "peers": frozenset({"kernels", "boot", "kvm"}),
     "bench": EVERYTHING - {"cli"},
@@ -87,7 +89,9 @@ SLOW_MODULES = frozenset(
 )
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
-BOOT_PATH_PACKAGES = frozenset({"tlfs", "kvm", "hypervisor", "pci", "virtio", "chips", "machine", "mshv"})
+BOOT_PATH_PACKAGES = frozenset(
+    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv"}
+)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def main() -> int:
         PAGE_TABLE,
         STACK,
     )
-    from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
+    from rootvisor.bus.address_space import GuestMemory, MemoryRegion
     from rootvisor.hypervisor.hypercall_abi import write_page
     from rootvisor.hypervisor.hypervisor import Hypervisor
     from rootvisor.hypervisor.overlay import OwnedPages

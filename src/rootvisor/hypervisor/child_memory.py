@@ -14,12 +14,12 @@ import os
 from bisect import bisect_left, insort
 from mmap import mmap
 
+from ..bus.address_space import AddressError
 from ..kvm.errors import KvmError
 from ..kvm.prefault import prefault
 from ..kvm.reservation import Reservation
 from ..tlfs import gpa as tlfs
 from ..tlfs import status
-from .address_space import AddressError
 from .errors import HvError
 from .gpa_ranges import NO_ACCESS, READ_ONLY, UNMAPPED, WRITABLE, GpaRanges
 
@@ -27,8 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ..bus.address_space import GuestMemory, MemoryRegion
     from ..kvm.vm import Vm
-    from .address_space import GuestMemory, MemoryRegion
     from .dirty_log import DirtyLog
     from .gpa_ranges import Piece
     from .hypervisor import Hypervisor

@@ -23,6 +23,7 @@ from errno import EFAULT, EINVAL
 from fcntl import ioctl
 from time import pthread_getcpuclockid
 
+from ..bus.address_space import write_access
 from ..kvm import abi
 from ..kvm.errors import ioctl_error
 from ..tlfs import intercepts as tlfs
@@ -31,7 +32,6 @@ from ..tlfs.messages import MESSAGE_HEADER
 from ..tlfs.msrs import PAGE_GPN_SHIFT
 from ..x86.decoder import decode
 from . import emulated, hypercall_abi, intercepts, memory_access, register_page, string_io, vp_registers
-from .address_space import write_access
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
 from .memory_access import MemoryAccess

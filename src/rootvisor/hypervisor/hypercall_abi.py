@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 
+from ..bus.address_space import AddressError
 from ..kvm import abi
 from ..kvm.vcpu import FPU_XMM
 from ..tlfs import status
@@ -23,7 +24,6 @@ from ..tlfs.hypercalls import (
     RESULT_REPS_SHIFT,
 )
 from ..tlfs.privileges import FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
-from .address_space import AddressError
 from .errors import HvError, Restart, UndefinedOpcode
 from .hypercall_table import REP, SIMPLE, TABLE, VARIABLE, Hypercall
 

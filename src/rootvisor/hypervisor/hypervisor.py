@@ -16,7 +16,7 @@ from .statistics import Statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .address_space import GuestMemory
+    from ..bus.address_space import GuestMemory
     from .child_partition import ChildPartition
     from .ports import Ports
     from .root_messages import RootMessages

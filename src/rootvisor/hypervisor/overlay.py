@@ -8,12 +8,12 @@ there, contents and all.
 
 from __future__ import annotations
 
+from ..bus.address_space import AddressError
 from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
-from .address_space import AddressError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .address_space import GuestMemory
+    from ..bus.address_space import GuestMemory
 
 PAGE_SIZE = 4096
 

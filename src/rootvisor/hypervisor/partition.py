@@ -12,9 +12,9 @@ from .reference_time import ReferenceTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..bus.address_space import GuestMemory
     from ..kvm.vm import Vm
     from ..trace.sink import Sink
-    from .address_space import GuestMemory
     from .hypervisor import Hypervisor
     from .overlay import OverlayPage
     from .vp import VirtualProcessor

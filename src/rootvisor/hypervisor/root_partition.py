@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from _thread import start_new_thread
 
+from ..bus.address_space import MmioSpace, PortSpace
 from ..kvm.abi import MSR_MTRR_DEF_TYPE, MSR_TSC
 from ..tlfs import msrs, privileges
 from ..tlfs.cpuid import RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
-from .address_space import MmioSpace, PortSpace
 from .interrupt_remapping import InterruptRemapping
 from .overlay import OwnedPages
 from .partition import Partition
@@ -19,7 +19,7 @@ from .root_vp import RootVp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .address_space import GuestMemory
+    from ..bus.address_space import GuestMemory
     from .hypervisor import Hypervisor
 
 #: What a root partition may do: contract/root-partition section 0, and statistics for the mshv driver's pages.

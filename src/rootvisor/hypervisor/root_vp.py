@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from fcntl import ioctl
 
+from ..bus.address_space import write_access
 from ..kvm import abi
 from ..kvm.errors import KvmError, ioctl_error
 from . import hypercall_abi
-from .address_space import write_access
 from .errors import GeneralProtection, HypervisorError, UndefinedOpcode
 from .vp import VirtualProcessor
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from _thread import allocate_lock, get_ident
 from time import pthread_getcpuclockid
 
+from ..bus.address_space import AddressError
 from ..kvm import abi
 from ..kvm.errors import KvmError
 from ..kvm.vm import msi_message
 from ..tlfs import status
-from .address_space import AddressError
 from .errors import GeneralProtection, HvError, HypervisorError
 from .interrupt_remapping import MSI_BASE
 from .synic import Synic

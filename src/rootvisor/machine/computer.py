@@ -11,6 +11,7 @@ from ..boot.entry_state import EntryState, write_entry_tables
 from ..boot.initrd import load_initrd
 from ..boot.kernel import load_kernel
 from ..boot.zero_page import initrd_limit, write_setup_data, write_zero_page
+from ..bus.address_space import GuestMemory, MemoryRegion
 from ..chips.clock import PmTimer, RealTimeClock
 from ..chips.power import (
     KEYBOARD_COMMAND_PORT,
@@ -21,14 +22,14 @@ from ..chips.power import (
     ResetControl,
 )
 from ..chips.serial import SerialPort
-from ..hypervisor.address_space import GuestMemory, MemoryRegion
 from ..hypervisor.hypercall_abi import write_page
 from ..hypervisor.overlay import OwnedPages
+from ..kvm.abi import MEM_READONLY
 from ..kvm.memory import SharedMemory
+from ..pci.ecam import Ecam
 from ..pci.root import PciRoot
 from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
 from . import memory_map
-from .ecam import Ecam
 from .memory_map import MemoryMap
 from .pci_platform import PartitionPlatform, pci_device_id
 
@@ -44,12 +45,25 @@ PM1_CONTROL = 0x604
 PM_TIMER = 0x608
 #: Statistics and VP state pages come from deposits; these are spare owned pages for later overlays.
 _SPARE_OWNED_PAGES = 6
+#: The memory slot of PCI configuration space; 0 and 1 are RAM.
+_CONFIG_SPACE_SLOT = 2
 
 
 class Computer:
     """The machine around one root partition. :meth:`load` needs the PCI functions to be in place."""
 
-    __slots__ = ("_ecam", "_memory", "layout", "partition", "pci", "platform", "power", "serial", "vps")
+    __slots__ = (
+        "_config_space",
+        "_ecam",
+        "_memory",
+        "layout",
+        "partition",
+        "pci",
+        "platform",
+        "power",
+        "serial",
+        "vps",
+    )
 
     def __init__(
         self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None
@@ -63,11 +77,17 @@ class Computer:
         self.layout = layout = MemoryMap(memory_bytes, owned, bits)
         self._memory = SharedMemory("ram", memory_bytes)
         view = self._memory.view
-        regions = [MemoryRegion(0, layout.low, view[: layout.low], self._memory.fd, 0)]
+        address = self._memory.address
+        regions = [MemoryRegion(0, layout.low, view[: layout.low], self._memory.fd, 0, address)]
         if layout.high:
             regions.append(
                 MemoryRegion(
-                    memory_map.HIGH_RAM_START, layout.high, view[layout.low :], self._memory.fd, layout.low
+                    memory_map.HIGH_RAM_START,
+                    layout.high,
+                    view[layout.low :],
+                    self._memory.fd,
+                    layout.low,
+                    address + layout.low,
                 )
             )
         memory = GuestMemory(tuple(regions))
@@ -86,7 +106,8 @@ class Computer:
             io_ports=memory_map.IO_WINDOW,
         )
         # No configuration ports 0xCF8/0xCFC: kernels would prefer them, at two exits an access.
-        self._ecam = Ecam(vm, self.pci, memory_map.ECAM)
+        self._config_space = SharedMemory("pci-config", self.pci.ecam_bytes)
+        self._ecam = Ecam(self.pci, self._config_space.view, self._show_config_space)
         partition.mmio.add(memory_map.ECAM, self.pci.ecam_bytes, self._ecam)
         partition.interrupts.devices.add(DEVICE_TYPE_IO_APIC << 62 | memory_map.IOAPIC_ID)
         ports = partition.ports
@@ -103,6 +124,12 @@ class Computer:
         ports.add(PM_TIMER, 4, PmTimer())
         self.serial = SerialPort(lambda level: vm.irq_line(COM1[1], level), serial_output)
         ports.add(COM1[0], 8, self.serial)
+
+    def _show_config_space(self, shown: bool) -> None:
+        size, flags = (self._config_space.size, MEM_READONLY) if shown else (0, 0)
+        self.partition.vm.set_memory(
+            _CONFIG_SPACE_SLOT, memory_map.ECAM, size, self._config_space.address, flags
+        )
 
     def add_function(self, function: PciFunction) -> int:
         """Plugs a PCI function in; returns its bus/device/function number."""
@@ -122,7 +149,7 @@ class Computer:
         limit = min(initrd_limit(loaded, layout.low), layout.node_gpa)
         initrd = load_initrd(initrds, low, loaded.end_gpa, limit)
         self.pci.assign_bars()
-        self._ecam.map_functions()
+        self._ecam.follow()
         acpi = build_acpi(
             AcpiConfig(
                 apic_ids=list(range(self.vps)),
@@ -172,5 +199,5 @@ class Computer:
     def close(self) -> None:
         """Frees what the computer holds; the partition is stopped. The hypervisor closes the partition itself."""
         self.platform.close()
-        self._ecam.close()
+        self._config_space.close()
         self._memory.close()

@@ -12,7 +12,7 @@ from ..tlfs.hypercalls import DEVICE_TYPE_PCI
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..hypervisor.address_space import GuestMemory, MmioSpace, PortSpace
+    from ..bus.address_space import GuestMemory, MmioSpace, PortSpace
     from ..hypervisor.root_partition import RootPartition
 
 #: GSIs below are IO-APIC pins.

@@ -63,6 +63,11 @@ if TYPE_CHECKING:
             """Where in the file the region starts, in bytes."""
             ...
 
+        @property
+        def address(self) -> int:
+            """Where the region is mapped in this process; 0 where the platform does not say."""
+            ...
+
     class GuestMemory(Protocol):
         """Guest RAM as the devices see it."""
 

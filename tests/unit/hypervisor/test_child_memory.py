@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rootvisor.hypervisor.address_space import AddressError, GuestMemory, MemoryRegion
+from rootvisor.bus.address_space import AddressError, GuestMemory, MemoryRegion
 from rootvisor.hypervisor.child_memory import (
     NO_ACCESS,
     READ_ONLY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
+from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.overlay import OverlayPage, OwnedPages
 
 HOME = 0x8000

@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from rootvisor.hypervisor.address_space import GuestMemory, MemoryRegion
+from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.errors import GeneralProtection, HvError
 from rootvisor.hypervisor.overlay import OwnedPages
 from rootvisor.hypervisor.synic import QUEUE_LIMIT, Synic

@@ -29,7 +29,7 @@ ECAM = 0xB000_0000
 
 class Region:
     def __init__(self, gpa: int, size: int, fd: int) -> None:
-        self.gpa, self.size, self.fd, self.fd_offset = gpa, size, fd, 0
+        self.gpa, self.size, self.fd, self.fd_offset, self.address = gpa, size, fd, 0, 0
 
 
 class Memory:

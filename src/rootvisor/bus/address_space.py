@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who answers a port or an MMIO address of a partition, and which GPAs are memory."""
+"""Who answers a port or an MMIO address of a machine, and which of its GPAs are memory."""
 
 from __future__ import annotations
 
@@ -111,16 +111,22 @@ class MmioSpace:
 
 
 class MemoryRegion:
-    """``size`` bytes of RAM at ``gpa``: ``view`` is its memory, shared through ``fd`` at ``fd_offset``."""
+    """``size`` bytes of RAM at ``gpa``: ``view`` is its memory, shared through ``fd`` at ``fd_offset``.
 
-    __slots__ = ("fd", "fd_offset", "gpa", "size", "view")
+    ``address`` is where it is mapped in this process (for vhost in the kernel); 0 where nobody needs to know.
+    """
 
-    def __init__(self, gpa: int, size: int, view: memoryview, fd: int, fd_offset: int) -> None:
+    __slots__ = ("address", "fd", "fd_offset", "gpa", "size", "view")
+
+    def __init__(
+        self, gpa: int, size: int, view: memoryview, fd: int, fd_offset: int, address: int = 0
+    ) -> None:
         self.gpa = gpa
         self.size = size
         self.view = view
         self.fd = fd
         self.fd_offset = fd_offset
+        self.address = address
 
 
 class GuestMemory:

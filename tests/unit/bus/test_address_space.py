@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rootvisor.hypervisor.address_space import AddressError, GuestMemory, MemoryRegion, MmioSpace, PortSpace
+from rootvisor.bus.address_space import AddressError, GuestMemory, MemoryRegion, MmioSpace, PortSpace
 
 
 class Registers:
