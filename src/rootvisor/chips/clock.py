@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from time import gmtime, monotonic_ns, time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PM_TIMER_HZ = 3_579_545
 
 _SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR = 0, 2, 4, 6, 7, 8, 9
@@ -58,16 +62,40 @@ class RealTimeClock:
         elif self._index not in (_STATUS_C, _STATUS_D):
             self._ram[self._index] = value
 
+    def save(self) -> dict[str, Any]:
+        """Index and registers; the time is the host's."""
+        return {"index": self._index, "ram": bytes(self._ram)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`save` gave. ValueError, KeyError or TypeError for what cannot be such a state."""
+        index, ram = state["index"] & 0x7F, bytearray(memoryview(state["ram"]))
+        if len(ram) != len(self._ram):
+            raise ValueError(f"a real-time clock has {len(self._ram)} registers, the saved one {len(ram)}")
+        self._index, self._ram = index, ram
+
 
 class PmTimer:
     """A free-running 32-bit counter at 3.579545 MHz (ACPI 6.5, 4.8.3.3)."""
 
-    __slots__ = ()
+    __slots__ = ("_offset",)
+
+    def __init__(self) -> None:
+        self._offset = 0
+
+    def _count(self) -> int:
+        return monotonic_ns() * PM_TIMER_HZ // 1_000_000_000 + self._offset & 0xFFFF_FFFF
 
     def read(self, offset: int, size: int) -> int:
         """The counter."""
-        count = monotonic_ns() * PM_TIMER_HZ // 1_000_000_000 & 0xFFFFFFFF
-        return count >> (offset * 8) & (1 << (size * 8)) - 1
+        return self._count() >> (offset * 8) & (1 << (size * 8)) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Read-only."""
+
+    def save(self) -> dict[str, Any]:
+        """The count."""
+        return {"count": self._count()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`save` gave: counts on from there. KeyError or TypeError for what cannot be such a state."""
+        self._offset += state["count"] - self._count()

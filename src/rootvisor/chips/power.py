@@ -8,6 +8,7 @@ from _thread import allocate_lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 S5_TYPE = 5
 RESET_PORT = 0xCF9
@@ -69,6 +70,21 @@ class PowerManagement:
     def _update(self) -> None:
         self._sci(int(bool(self._status & self._enable)))
 
+    def save(self) -> dict[str, Any]:
+        """Events and which of them are enabled."""
+        with self._lock:
+            return {"status": self._status, "enable": self._enable}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`save` gave; drives the interrupt accordingly.
+
+        KeyError or TypeError for what cannot be such a state.
+        """
+        status, enable = state["status"] & 0xFFFF, state["enable"] & 0xFFFF
+        with self._lock:
+            self._status, self._enable = status, enable
+            self._update()
+
 
 class ResetControl:
     """Port 0xCF9: bits 1 and 2 together reset the machine."""
@@ -88,6 +104,14 @@ class ResetControl:
         if value & RESET_VALUE == RESET_VALUE:
             self._end("reset", "reset register 0xCF9")
         self._value = value & 0xFB
+
+    def save(self) -> dict[str, Any]:
+        """The stored value."""
+        return {"value": self._value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`save` gave. KeyError or TypeError for what cannot be such a state."""
+        self._value = state["value"] & 0xFB
 
 
 class KeyboardReset:

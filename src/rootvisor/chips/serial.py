@@ -12,6 +12,7 @@ from _thread import allocate_lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _DATA, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCRATCH = range(8)
 _IER_RECEIVE, _IER_TRANSMIT = 1, 2
@@ -30,11 +31,14 @@ class SerialPort:
     """``irq(level)`` drives the interrupt line; ``output`` is a descriptor or None (dropped).
 
     Lines go out whole or in pieces of 256 bytes; call :meth:`flush` from a timer for what remains.
+
+    ``on_room`` is called when :meth:`receive` had to refuse something and the guest has read half of what waits: the
+    moment to go on with the host's stream. It runs in the thread of the guest's access and must not block.
     """
 
     __slots__ = (
         "_divisor", "_fcr", "_ier", "_input", "_irq", "_lcr", "_level", "_lock", "_mcr", "_output", "_pending",
-        "_scratch", "_transmit_pending",
+        "_refused", "_scratch", "_transmit_pending", "on_room",
     )  # fmt: skip
 
     def __init__(self, irq: Callable[[int], None], output: int | None) -> None:
@@ -46,13 +50,18 @@ class SerialPort:
         self._divisor = 12
         self._level = 0
         self._transmit_pending = False
+        self._refused = False
         self._lock = allocate_lock()
+        self.on_room: Callable[[], None] | None = None
 
     # --- the guest's side -----------------------------------------------------------------------------------------
     def read(self, offset: int, size: int) -> int:
         """One register; wider reads give ones above it."""
         with self._lock:
             value = self._read(offset)
+            room = self._room()
+        if room is not None:
+            room()
         return value if size == 1 else value | (1 << (size * 8)) - 0x100
 
     def _read(self, offset: int) -> int:
@@ -116,6 +125,15 @@ class SerialPort:
             elif offset == _SCRATCH:
                 self._scratch = value
             self._update()
+            room = self._room()
+        if room is not None:
+            room()
+
+    def _room(self) -> Callable[[], None] | None:
+        if not self._refused or len(self._input) > INPUT_LIMIT // 2:
+            return None
+        self._refused = False
+        return self.on_room
 
     def _cause(self) -> int:
         if self._input and self._ier & _IER_RECEIVE:
@@ -132,10 +150,12 @@ class SerialPort:
 
     # --- the host's side ------------------------------------------------------------------------------------------
     def receive(self, data: bytes) -> int:
-        """Input from the host; returns how much was taken."""
+        """Input from the host; returns how much was taken. Offer the rest again after :attr:`on_room`."""
         with self._lock:
             room = INPUT_LIMIT - len(self._input)
             self._input += data[:room]
+            if len(data) > room:
+                self._refused = True
             self._update()
         return min(room, len(data))
 
@@ -153,3 +173,35 @@ class SerialPort:
                 del data[: os.write(self._output, data)]
         except OSError:
             self._output = None  # nobody listens any more
+
+    # --- snapshots ------------------------------------------------------------------------------------------------
+    def save(self) -> dict[str, Any]:
+        """Registers and input that waits. Output that waits is written first."""
+        with self._lock:
+            self._flush()
+            return {
+                "ier": self._ier,
+                "lcr": self._lcr,
+                "mcr": self._mcr,
+                "fcr": self._fcr,
+                "scratch": self._scratch,
+                "divisor": self._divisor,
+                "transmit_pending": self._transmit_pending,
+                "input": bytes(self._input),
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`save` gave; drives the interrupt line accordingly.
+
+        KeyError or TypeError for what cannot be such a state.
+        """
+        ier, lcr, mcr = state["ier"] & 0xF, state["lcr"] & 0xFF, state["mcr"] & 0x1F
+        fcr, scratch, divisor = state["fcr"] & 0xFF, state["scratch"] & 0xFF, state["divisor"] & 0xFFFF
+        waiting = bytearray(memoryview(state["input"])[:INPUT_LIMIT])
+        transmit_pending = bool(state["transmit_pending"])
+        with self._lock:
+            self._ier, self._lcr, self._mcr, self._fcr = ier, lcr, mcr, fcr
+            self._scratch, self._divisor = scratch, divisor
+            self._transmit_pending = transmit_pending
+            self._input = waiting
+            self._update()

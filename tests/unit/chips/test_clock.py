@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import marshal
+
 import pytest
 
 from rootvisor.chips import clock
@@ -50,3 +52,32 @@ def test_pm_timer_counts_and_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.read(1, 1) == PM_TIMER_HZ >> 8 & 0xFF
     monkeypatch.setattr(clock, "monotonic_ns", lambda: 2_000_000_000_000)
     assert timer.read(0, 4) == PM_TIMER_HZ * 2000 & 0xFFFFFFFF
+
+
+def test_pm_timer_goes_on_where_it_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = PmTimer()
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: 1_000_000_000)
+    state = marshal.loads(marshal.dumps(timer.save()))
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: 77_000_000_000)
+    other = PmTimer()
+    other.restore(state)
+    assert other.read(0, 4) == PM_TIMER_HZ
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: 78_000_000_000)
+    assert other.read(0, 4) == 2 * PM_TIMER_HZ
+    other.restore(state)
+    assert other.read(0, 4) == PM_TIMER_HZ
+
+
+def test_clock_registers_are_saved() -> None:
+    rtc = RealTimeClock()
+    register(rtc, 0x50)
+    rtc.write(1, 1, 0x5A)
+    state = marshal.loads(marshal.dumps(rtc.save()))
+    other = RealTimeClock()
+    other.restore(state)
+    assert other.read(1, 1) == 0x5A
+    assert other.save() == state
+    for wrong in ({}, {"index": 0, "ram": b"short"}, {"index": 0, "ram": 128}):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            other.restore(wrong)
+    assert other.save() == state

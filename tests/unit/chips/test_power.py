@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import marshal
+
 import pytest
 
 from rootvisor.chips.power import KeyboardReset, PowerManagement, ResetControl
@@ -73,3 +75,27 @@ def test_keyboard_reset(board: Board) -> None:
     assert (board.ended, keyboard.read(0, 1)) == ([], 0xFF)
     keyboard.write(0, 1, 0xFE)
     assert board.ended == ["reset"]
+
+
+def test_saved_events_interrupt_in_another_chip(board: Board) -> None:
+    board.power.write(ENABLE, 2, 1 << 8)
+    board.power.press_power_button()
+    state = marshal.loads(marshal.dumps(board.power.save()))
+    other = Board()
+    other.power.restore(state)
+    assert other.levels == [1]
+    assert other.power.button_enabled
+    assert other.power.save() == state
+    other.power.write(STATUS, 2, 1 << 8)
+    assert other.levels[-1] == 0
+    with pytest.raises(KeyError):
+        other.power.restore({})
+
+
+def test_reset_register_is_saved(board: Board) -> None:
+    reset = ResetControl(board.end)
+    reset.write(0, 1, 2)
+    other = ResetControl(board.end)
+    other.restore(marshal.loads(marshal.dumps(reset.save())))
+    assert other.read(0, 1) == 2
+    assert board.ended == []

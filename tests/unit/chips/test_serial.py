@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 from collections.abc import Iterator
 
@@ -116,3 +117,79 @@ def test_nobody_listens_any_more(board: Board) -> None:
     for byte in b"line\nline\n":
         port.write(DATA, 1, byte)
     os.close(writer)
+
+
+def test_host_stream_goes_on_when_the_guest_has_read(board: Board) -> None:
+    """A host that has more than the port takes: nothing is lost, and it need not poll."""
+    stream = bytes(range(256)) * 64
+    offered = board.port.receive(stream)
+    called: list[int] = []
+
+    def on_room() -> None:
+        nonlocal offered
+        called.append(offered)
+        offered += board.port.receive(stream[offered:])
+
+    board.port.on_room = on_room
+    read = bytearray()
+    while board.port.read(LSR, 1) & 1:
+        read.append(board.port.read(DATA, 1))
+    assert bytes(read) == stream
+    assert len(called) == (len(stream) - INPUT_LIMIT) // (INPUT_LIMIT // 2)
+
+
+def test_room_is_not_told_where_nothing_was_refused(board: Board) -> None:
+    called: list[int] = []
+    board.port.on_room = lambda: called.append(1)
+    board.port.receive(bytes(INPUT_LIMIT))
+    while board.port.read(LSR, 1) & 1:
+        board.port.read(DATA, 1)
+    assert called == []
+
+
+def test_clearing_the_fifo_makes_room(board: Board) -> None:
+    called: list[int] = []
+    board.port.receive(bytes(INPUT_LIMIT + 1))
+    board.port.on_room = lambda: called.append(1)
+    board.port.write(IIR, 1, 3)
+    assert called == [1]
+    assert not board.port.read(LSR, 1) & 1
+
+
+def test_saved_state_goes_on_in_another_port(board: Board) -> None:
+    for register, value in (
+        (LCR, 0x80),
+        (DATA, 1),
+        (IER, 2),
+        (LCR, 3),
+        (MCR, 0xB),
+        (IIR, 1),
+        (IER, 1),
+        (SCRATCH, 7),
+    ):
+        board.port.write(register, 1, value)
+    board.port.receive(b"typed")
+    board.port.write(DATA, 1, ord("$"))
+    state = marshal.loads(marshal.dumps(board.port.save()))
+    assert board.output() == b"$", "output is no state"
+    levels: list[int] = []
+    other = SerialPort(levels.append, None)
+    other.restore(state)
+    assert other.save() == state
+    assert levels == [1]
+    assert other.read(IIR, 1) == 0xC4
+    assert bytes(other.read(DATA, 1) for _ in range(5)) == b"typed"
+    assert levels == [1, 0]
+    assert [other.read(register, 1) for register in (IER, LCR, MCR, SCRATCH)] == [1, 3, 0xB, 7]
+    other.write(LCR, 1, 0x83)
+    assert (other.read(DATA, 1), other.read(IER, 1)) == (1, 2)
+
+
+@pytest.mark.parametrize("change", [{"ier": None}, {"input": 5}, {"input": "text"}, {"divisor": "1"}])
+def test_restore_of_nonsense_is_refused_and_changes_nothing(board: Board, change: dict[str, object]) -> None:
+    before = board.port.save()
+    with pytest.raises((KeyError, TypeError)):
+        board.port.restore(before | change)
+    with pytest.raises(KeyError):
+        board.port.restore({})
+    assert board.port.save() == before
