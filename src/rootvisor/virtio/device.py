@@ -36,14 +36,12 @@ class VirtioDevice:
         vectors: MSI-X vectors worth having; with fewer than queues + 1 Linux shares one among all queues, which
             saves the guest the set-up of the others.
         config: the device configuration structure as it reads now.
-        serves_rings: false when another process serves the rings (vhost-user).
         memory: guest RAM, once the device sits behind a transport.
         on_failure: called with a reason when the device asked for a reset.
     """
 
     name = "virtio"
     device_type = 0
-    serves_rings = True
 
     def __init__(self, name: str, features: int, queue_sizes: Sequence[int]) -> None:
         self.name = name
@@ -63,6 +61,10 @@ class VirtioDevice:
         self.config_changed: Callable[[], None] = _nothing
         self.request_reset: Callable[[], None] = _nothing
 
+    def serves(self, index: int) -> bool:
+        """Whether requests of queue `index` come to `handle_queue`; another process or the kernel may serve it."""
+        return True
+
     def accepts(self, features: int) -> bool:
         """Whether the device works with this subset of its features (FEATURES_OK)."""
         return True
@@ -80,13 +82,14 @@ class VirtioDevice:
         self.active = True
         self.worker.start()
         for queue in queues:
-            if queue is not None:
+            # A queue that cannot be started may have ended it all.
+            if queue is not None and self.active:
                 self.start_queue(queue)
 
     def start_queue(self, queue: Queue) -> None:
         """Serve one more queue (enabled at DRIVER_OK or after a queue reset)."""
         self.queues[queue.index] = queue
-        if self.serves_rings:
+        if self.serves(queue.index):
             self.worker.watch(queue.kick_fd, select.POLLIN, lambda events: self._kicked(queue))
             # Requests may have been made available before anyone watched.
             os.eventfd_write(queue.kick_fd, 1)
@@ -94,7 +97,7 @@ class VirtioDevice:
     def stop_queue(self, queue: Queue) -> None:
         """Forget a queue; after return no request of it is touched."""
         self.queues[queue.index] = None
-        if self.serves_rings:
+        if self.serves(queue.index):
             self.worker.unwatch(queue.kick_fd)
 
     def reset(self) -> None:
@@ -109,7 +112,7 @@ class VirtioDevice:
         for queue in self.queues:
             if queue is not None:
                 queue.dma = enabled
-                if enabled and self.serves_rings:
+                if enabled and self.serves(queue.index):
                     os.eventfd_write(queue.kick_fd, 1)
 
     def handle_queue(self, queue: Queue) -> None:

@@ -15,6 +15,7 @@ from .registers import (
     DEVICE_BLOCK,
     DEVICE_CONSOLE,
     DEVICE_FS,
+    DEVICE_NET,
     ISR_CONFIG,
     ISR_QUEUE,
     NO_VECTOR,
@@ -47,7 +48,12 @@ _MSIX_PBA = 0x3000
 _NOTIFY_MULTIPLIER = 4
 _MAX_VECTORS = 0x1000 // pci.MSIX_ENTRY_BYTES
 
-_CLASS_CODES = {DEVICE_BLOCK: 0x010000, DEVICE_CONSOLE: 0x078000, DEVICE_FS: 0x018000}
+_CLASS_CODES = {
+    DEVICE_NET: 0x020000,
+    DEVICE_BLOCK: 0x010000,
+    DEVICE_CONSOLE: 0x078000,
+    DEVICE_FS: 0x018000,
+}
 _CLASS_OTHER = 0xFF0000
 
 # struct virtio_pci_cap without the two bytes of the capability header: length, type, BAR, id, padding, offset, length.

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 # Device ids (section 5).
+DEVICE_NET = 1
 DEVICE_BLOCK = 2
 DEVICE_CONSOLE = 3
 DEVICE_RNG = 4
+DEVICE_BALLOON = 5
+DEVICE_VSOCK = 19
 DEVICE_FS = 26
 
 # Device status (section 2.1).

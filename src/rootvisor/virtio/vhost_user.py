@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vhost-user protocol, front end: devices whose rings another process serves.
 
-Protocol: QEMU docs/interop/vhost-user.rst. The kick eventfd is signalled by the platform (ioeventfd) and the call
-eventfd raises the interrupt there, so that no request passes through Python. Guest physical addresses double as the
-"user addresses" of the protocol.
+Protocol: QEMU docs/interop/vhost-user.rst. Guest physical addresses double as the "user addresses" of the protocol.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ import _socket
 import select
 import struct
 
-from .device import VirtioDevice
-from .registers import F_RING_PACKED, F_RING_RESET
+from .vhost import RING_FEATURES, VhostDevice, VhostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +75,7 @@ _CONFIG = struct.Struct("<III")  # offset, size, flags
 _FD = struct.Struct("<i")
 
 
-class VhostUserError(Exception):
+class VhostUserError(VhostError):
     """The backend cannot be used or is gone; one line that says in what it failed."""
 
 
@@ -223,7 +220,7 @@ class VhostUserConnection:
         return VhostUserError(f"{self.backend}: {_NAMES.get(request, request)} {what}")
 
 
-class VhostUserDevice(VirtioDevice):
+class VhostUserDevice(VhostDevice):
     """A virtio device served by a vhost-user backend.
 
     Arguments:
@@ -233,8 +230,6 @@ class VhostUserDevice(VirtioDevice):
 
     Raises `VhostUserError` when the backend does not answer as it should.
     """
-
-    serves_rings = False
 
     def __init__(
         self,
@@ -252,66 +247,42 @@ class VhostUserDevice(VirtioDevice):
         except VhostUserError:
             self.connection.close()
             raise
-        # Bits 24 to 40 are about rings and belong to the backend; a reset of one queue is not in the protocol.
-        offered = features | ((1 << 41) - (1 << 24) & ~F_PROTOCOL_FEATURES & ~F_RING_RESET)
-        super().__init__(name, self.backend_features & offered, queue_sizes)
+        super().__init__(name, self.backend_features & (features | RING_FEATURES), queue_sizes)
         self._alive = True
-        self._running: set[int] = set()
-        self._bases: dict[int, int] = {}
 
     @property
     def backend_alive(self) -> bool:
         """Whether the backend is still there."""
         return self._alive
 
-    def activate(self, queues: Sequence[Queue | None], features: int) -> None:
-        """Share memory and rings with the backend."""
+    def set_up(self, features: int) -> None:
+        """Share memory with the backend."""
         connection = self.connection
-        self._bases.clear()
+        if not self._alive:
+            raise VhostUserError(f"{connection.backend} is gone")
         assert self.memory is not None
-        try:
-            if self._alive:
-                connection.set_u64(SET_FEATURES, features | self.backend_features & F_PROTOCOL_FEATURES)
-                connection.set_memory(self.memory.regions)
-                self.worker.watch(connection.fd, select.POLLRDHUP, self._socket_event)
-        except VhostUserError as error:
-            self._lost(str(error))
-        if self._alive:
-            super().activate(queues, features)
-        else:
-            self.fail(f"{connection.backend} is gone")
+        connection.set_u64(SET_FEATURES, features | self.backend_features & F_PROTOCOL_FEATURES)
+        connection.set_memory(self.memory.regions)
+        self.worker.watch(connection.fd, select.POLLRDHUP, self._socket_event)
 
-    def start_queue(self, queue: Queue) -> None:
+    def start_ring(self, queue: Queue, base: int) -> None:
         """Have the backend serve a ring."""
-        super().start_queue(queue)
-        if queue.dma and self._alive:
-            try:
-                self._start_ring(queue)
-            except VhostUserError as error:
-                self._lost(str(error))
+        if not self._alive:
+            return
+        connection, index = self.connection, queue.index
+        connection.set_state(SET_VRING_NUM, index, queue.size)
+        connection.set_state(SET_VRING_BASE, index, base)
+        connection.set_addresses(index, queue.addresses)
+        connection.set_eventfd(SET_VRING_CALL, index, -1 if queue.call_fd is None else queue.call_fd())
+        connection.set_eventfd(SET_VRING_KICK, index, queue.kick_fd)
+        if self.backend_features & F_PROTOCOL_FEATURES:
+            connection.set_state(SET_VRING_ENABLE, index, 1)
 
-    def stop_queue(self, queue: Queue) -> None:
-        """Have the backend leave a ring alone; it has done so when this returns, unless it is gone."""
-        super().stop_queue(queue)
-        self._stop_ring(queue.index)
-        self._bases.pop(queue.index, None)
-
-    def set_dma(self, enabled: bool) -> None:
-        """Bus mastering went on or off: the backend stops where it is, and goes on from there."""
-        super().set_dma(enabled)
-        for queue in self.queues:
-            if queue is None:
-                continue
-            if not enabled:
-                self._stop_ring(queue.index)
-            elif self._alive and queue.index not in self._running:
-                try:
-                    self._start_ring(queue)
-                except VhostUserError as error:
-                    self._lost(str(error))
-
-    def handle_queue(self, queue: Queue) -> None:
-        """Nothing: kicks go to the backend."""
+    def stop_ring(self, index: int) -> int:
+        """Have the backend leave a ring alone."""
+        if self.backend_features & F_PROTOCOL_FEATURES:
+            self.connection.set_state(SET_VRING_ENABLE, index, 0)
+        return self.connection.get_base(index)
 
     def close(self) -> None:
         """Stop the rings and hang up."""
@@ -319,41 +290,14 @@ class VhostUserDevice(VirtioDevice):
         self._alive = False
         self.connection.close()
 
-    def _start_ring(self, queue: Queue) -> None:
-        connection, index = self.connection, queue.index
-        # Packed rings count from "descriptor 0, wrap counter 1", for the available and the used side.
-        initial = 0x8000_8000 if self.driver_features & F_RING_PACKED else 0
-        connection.set_state(SET_VRING_NUM, index, queue.size)
-        connection.set_state(SET_VRING_BASE, index, self._bases.get(index, initial))
-        connection.set_addresses(index, queue.addresses)
-        connection.set_eventfd(SET_VRING_CALL, index, -1 if queue.call_fd is None else queue.call_fd())
-        self._running.add(index)
-        connection.set_eventfd(SET_VRING_KICK, index, queue.kick_fd)
-        if self.backend_features & F_PROTOCOL_FEATURES:
-            connection.set_state(SET_VRING_ENABLE, index, 1)
-
-    def _stop_ring(self, index: int) -> None:
-        if index not in self._running:
-            return
-        self._running.discard(index)
-        if not self._alive:
-            return
-        try:
-            if self.backend_features & F_PROTOCOL_FEATURES:
-                self.connection.set_state(SET_VRING_ENABLE, index, 0)
-            self._bases[index] = self.connection.get_base(index)
-        except VhostUserError as error:
-            self._lost(str(error))
+    def lost(self, reason: str) -> None:
+        """The backend is of no use any more: so is the device."""
+        if self._alive:
+            self._alive = False
+            self._running.clear()
+            self.worker.unwatch(self.connection.fd)
+        super().lost(reason)
 
     def _socket_event(self, events: int) -> None:
         if self.connection.ended():
-            self._lost(f"{self.connection.backend} has ended")
-
-    def _lost(self, reason: str) -> None:
-        """The backend is of no use any more: so is the device."""
-        if not self._alive:
-            return
-        self._alive = False
-        self.worker.unwatch(self.connection.fd)
-        self._running.clear()
-        self.fail(reason)
+            self.lost(f"{self.connection.backend} has ended")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import struct
@@ -28,8 +29,8 @@ ECAM = 0xB000_0000
 
 
 class Region:
-    def __init__(self, gpa: int, size: int, fd: int) -> None:
-        self.gpa, self.size, self.fd, self.fd_offset, self.address = gpa, size, fd, 0, 0
+    def __init__(self, gpa: int, size: int, fd: int, address: int) -> None:
+        self.gpa, self.size, self.fd, self.fd_offset, self.address = gpa, size, fd, 0, address
 
 
 class Memory:
@@ -39,7 +40,8 @@ class Memory:
         fd = os.memfd_create("guest")
         os.ftruncate(fd, size)
         self.map = memoryview(mmap.mmap(fd, size))
-        self.regions = (Region(RAM_BASE, size, fd),)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.regions = (Region(RAM_BASE, size, fd, address),)
         self._free = RAM_BASE
 
     def view(self, gpa: int, length: int) -> memoryview:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices whose rings somebody else serves: the kernel (`vhost_kernel`) or another process (`vhost_user`).
+
+The kick eventfd is signalled by the platform (ioeventfd) and the call eventfd raises the interrupt there, so that no
+request passes through Python.
+"""
+
+from __future__ import annotations
+
+from .device import VirtioDevice
+from .registers import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .queue import Queue
+
+# What a backend may offer about rings. Its other bits there are not the driver's business: logging of dirty pages, or
+# addresses behind an IOMMU. A reset of a single queue is not in these protocols.
+RING_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | F_RING_PACKED
+
+# "Descriptor 0, wrap counter 1", for the available and the used side of a packed ring.
+_PACKED_START = 0x8000_8000
+
+
+class VhostError(Exception):
+    """The backend cannot be used or is gone; one line that says in what it failed."""
+
+
+class VhostDevice(VirtioDevice):
+    """What the two kinds of backends have in common: when which ring runs, and from where it goes on.
+
+    Arguments:
+        rings: how many queues, from 0 on, are the backend's (default all); the others come to `handle_queue`.
+    """
+
+    def __init__(
+        self, name: str, features: int, queue_sizes: Sequence[int], *, rings: int | None = None
+    ) -> None:
+        self._rings = len(queue_sizes) if rings is None else rings
+        super().__init__(name, features, queue_sizes)
+        self._running: set[int] = set()
+        self._bases: dict[int, int] = {}
+        self._failing = False
+
+    # What a backend provides. All of these raise `VhostError`.
+
+    def set_up(self, features: int) -> None:
+        """DRIVER_OK: the negotiated features and guest RAM."""
+        raise NotImplementedError
+
+    def start_ring(self, queue: Queue, base: int) -> None:
+        """Serve `queue` from `base` on, as `stop_ring` returned it."""
+        raise NotImplementedError
+
+    def stop_ring(self, index: int) -> int:
+        """Leave the ring alone, at once; returns where it can go on."""
+        raise NotImplementedError
+
+    # Life of a device.
+
+    def serves(self, index: int) -> bool:
+        """The queues behind the backend's."""
+        return index >= self._rings
+
+    def activate(self, queues: Sequence[Queue | None], features: int) -> None:
+        """Give memory and rings to the backend."""
+        try:
+            self.set_up(features)
+        except VhostError as error:
+            self.lost(str(error))
+            return
+        super().activate(queues, features)
+
+    def start_queue(self, queue: Queue) -> None:
+        """Have the backend serve a ring."""
+        super().start_queue(queue)
+        if queue.dma:
+            self._start(queue)
+
+    def stop_queue(self, queue: Queue) -> None:
+        """Have the backend leave a ring alone; it has done so when this returns, unless it is gone."""
+        super().stop_queue(queue)
+        self._stop(queue.index)
+        self._bases.pop(queue.index, None)
+
+    def reset(self) -> None:
+        """Forget the rings' positions, too."""
+        super().reset()
+        self._bases.clear()
+
+    def set_dma(self, enabled: bool) -> None:
+        """Bus mastering went on or off: the backend stops where it is, and goes on from there."""
+        super().set_dma(enabled)
+        for queue in self.queues:
+            if queue is None:
+                continue
+            if enabled:
+                self._start(queue)
+            else:
+                self._stop(queue.index)
+
+    def handle_queue(self, queue: Queue) -> None:
+        """Nothing: kicks go to the backend."""
+
+    def lost(self, reason: str) -> None:
+        """The backend failed: so does the device."""
+        if not self._failing:
+            self._failing = True
+            self.fail(reason)
+            self._failing = False
+
+    def _start(self, queue: Queue) -> None:
+        index = queue.index
+        if index >= self._rings or index in self._running:
+            return
+        initial = _PACKED_START if self.driver_features & F_RING_PACKED else 0
+        self._running.add(index)
+        try:
+            self.start_ring(queue, self._bases.get(index, initial))
+        except VhostError as error:
+            self.lost(str(error))
+
+    def _stop(self, index: int) -> None:
+        if index not in self._running:
+            return
+        self._running.discard(index)
+        try:
+            self._bases[index] = self.stop_ring(index)
+        except VhostError as error:
+            self.lost(str(error))
