@@ -37,6 +37,7 @@ EVERYTHING = frozenset(
         "tlfs",
         "trace",
         "virtio",
+        "vmm",
         "x86",
     }
 )
@@ -57,6 +58,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "hypervisor": frozenset({"tlfs", "kvm", "bus", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
     "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "bus", "boot", "trace", "tlfs", "kvm"}),
+    "vmm": frozenset({"mshv", "virtio", "chips", "pci", "bus", "boot", "trace", "x86", "tlfs"}),
     "appliance": frozenset({"kernels", "boot", "files"}),
     "peers": frozenset({"kernels", "boot", "kvm"}),
     "bench": EVERYTHING - {"cli"},
@@ -90,7 +92,7 @@ SLOW_MODULES = frozenset(
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
 BOOT_PATH_PACKAGES = frozenset(
-    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv"}
+    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv", "vmm"}
 )
 
 
