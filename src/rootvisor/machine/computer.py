@@ -6,11 +6,10 @@ What is plugged in (virtio functions) is the business of :mod:`.devices`.
 
 from __future__ import annotations
 
-from ..boot.acpi import AcpiConfig, build_acpi
-from ..boot.entry_state import EntryState, write_entry_tables
-from ..boot.initrd import load_initrd
-from ..boot.kernel import load_kernel
-from ..boot.zero_page import initrd_limit, write_setup_data, write_zero_page
+from ..boot import memory_map
+from ..boot.acpi import AcpiConfig
+from ..boot.linux import load_linux
+from ..boot.memory_map import COM1, PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, MemoryMap
 from ..bus.address_space import GuestMemory, MemoryRegion
 from ..chips.clock import PmTimer, RealTimeClock
 from ..chips.power import (
@@ -29,8 +28,6 @@ from ..kvm.memory import SharedMemory
 from ..pci.ecam import Ecam
 from ..pci.root import PciRoot
 from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
-from . import memory_map
-from .memory_map import MemoryMap
 from .pci_platform import PartitionPlatform, pci_device_id
 
 TYPE_CHECKING = False
@@ -38,11 +35,6 @@ if TYPE_CHECKING:
     from ..hypervisor.hypervisor import Hypervisor
     from ..pci.function import PciFunction
 
-COM1 = (0x3F8, 4)
-SCI_GSI = 9
-PM1_EVENT = 0x600
-PM1_CONTROL = 0x604
-PM_TIMER = 0x608
 #: Statistics and VP state pages come from deposits; these are spare owned pages for later overlays.
 _SPARE_OWNED_PAGES = 6
 #: The memory slot of PCI configuration space; 0 and 1 are RAM.
@@ -74,7 +66,7 @@ class Computer:
                 bits = eax & 0xFF
         owned = OwnedPages.needed(vps) + _SPARE_OWNED_PAGES
         self.vps = vps
-        self.layout = layout = MemoryMap(memory_bytes, owned, bits)
+        self.layout = layout = MemoryMap(memory_bytes, bits, owned)
         self._memory = SharedMemory("ram", memory_bytes)
         view = self._memory.view
         address = self._memory.address
@@ -144,14 +136,15 @@ class Computer:
         """
         partition = self.partition
         layout = self.layout
-        low = self._memory.view[: layout.low]
-        loaded = load_kernel(kernel, low)
-        limit = min(initrd_limit(loaded, layout.low), layout.node_gpa)
-        initrd = load_initrd(initrds, low, loaded.end_gpa, limit)
         self.pci.assign_bars()
         self._ecam.follow()
-        acpi = build_acpi(
-            AcpiConfig(
+        entry = load_linux(
+            self._memory.view[: layout.low],
+            layout,
+            kernel=kernel,
+            initrds=initrds,
+            command_line=command_line,
+            acpi=AcpiConfig(
                 apic_ids=list(range(self.vps)),
                 ioapic_id=memory_map.IOAPIC_ID,
                 ioapic_gpa=memory_map.IOAPIC,
@@ -166,25 +159,8 @@ class Computer:
                 mmio64=layout.mmio64,
                 serial=COM1,
             ),
-            memory_map.ACPI_TABLES,
         )
-        low[memory_map.ACPI_TABLES : memory_map.ACPI_TABLES + len(acpi)] = acpi
-        length = memory_map.HYPERVISOR_NODE_HEADER - 16 + layout.owned_pages * memory_map.PAGE
-        write_setup_data(low, layout.node_gpa, length)
-        write_zero_page(
-            low,
-            memory_map.ZERO_PAGE,
-            loaded,
-            e820=layout.e820(),
-            cmdline=command_line.encode(),
-            cmdline_gpa=memory_map.COMMAND_LINE,
-            initrd=initrd,
-            rsdp_gpa=memory_map.ACPI_TABLES,
-            setup_data_gpa=layout.node_gpa,
-        )
-        write_entry_tables(low, memory_map.ENTRY_TABLES)
         partition.create_vps(self.vps, xsave)
-        entry = EntryState(loaded.rip, memory_map.ZERO_PAGE, memory_map.ENTRY_TABLES)
         vcpu = partition.vps[0].vcpu
         vcpu.set_sregs(
             entry.segments,
