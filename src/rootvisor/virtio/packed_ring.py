@@ -17,6 +17,10 @@ from .queue import (
 )
 from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _AVAILABLE = 1 << 7
 _USED = 1 << 15
 
@@ -98,6 +102,33 @@ class PackedQueue(Queue):
         counters = self.counters
         counters.completions += 1
         counters.bytes += written
+
+    def push_together(self, done: Sequence[tuple[Chain, int]]) -> None:
+        """Complete requests; the first one's flags, which publish them all, are stored last."""
+        first = flags_of_first = -1
+        desc16, desc32 = self._desc16, self._desc32
+        index, wrap = self._used_next, self._used_wrap
+        total = 0
+        for chain, written in done:
+            desc32[4 * index + 2] = written
+            desc16[8 * index + 6] = chain.head
+            flags = (_AVAILABLE | _USED if wrap else 0) | (DESC_WRITE if written else 0)
+            if first < 0:
+                first, flags_of_first = index, flags
+            else:
+                desc16[8 * index + 7] = flags
+            total += written
+            self._unsignalled += chain.slots
+            index += chain.slots
+            if index >= self.size:
+                index -= self.size
+                wrap = not wrap
+        self._used_next, self._used_wrap = index, wrap
+        if first >= 0:
+            desc16[8 * first + 7] = flags_of_first
+        counters = self.counters
+        counters.completions += len(done)
+        counters.bytes += total
 
     def quiet(self) -> None:
         """Ask for no kicks."""

@@ -10,7 +10,7 @@ from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, F_EVENT_IDX, F_INDI
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .memory import GuestMemory
 
@@ -168,6 +168,10 @@ class Queue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Complete a request into whose writable buffers `written` bytes went. Call `notify` after a batch."""
+        raise NotImplementedError
+
+    def push_together(self, done: Sequence[tuple[Chain, int]]) -> None:
+        """Complete requests, each with the bytes written, so that the driver sees all of them or none yet."""
         raise NotImplementedError
 
     def notify(self) -> None:

@@ -17,6 +17,10 @@ from .queue import (
 )
 from .registers import DESC_INDIRECT, DESC_NEXT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _NO_INTERRUPT = 1  # driver area flags
 _NO_NOTIFY = 1  # device area flags
 
@@ -75,6 +79,22 @@ class SplitQueue(Queue):
         counters = self.counters
         counters.completions += 1
         counters.bytes += written
+
+    def push_together(self, done: Sequence[tuple[Chain, int]]) -> None:
+        """Complete requests; one store of the index publishes them all."""
+        index, used, mask = self._used_index, self._used, self._mask
+        total = 0
+        for chain, written in done:
+            slot = 1 + 2 * (index & mask)
+            used[slot] = chain.head
+            used[slot + 1] = written
+            total += written
+            index += 1
+        self._used_index = index = index & 0xFFFF
+        self._used16[1] = index
+        counters = self.counters
+        counters.completions += len(done)
+        counters.bytes += total
 
     def quiet(self) -> None:
         """Ask for no kicks."""

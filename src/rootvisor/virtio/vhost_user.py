@@ -261,7 +261,7 @@ class VhostUserDevice(VhostDevice):
         if not self._alive:
             raise VhostUserError(f"{connection.backend} is gone")
         assert self.memory is not None
-        connection.set_u64(SET_FEATURES, features | self.backend_features & F_PROTOCOL_FEATURES)
+        connection.set_u64(SET_FEATURES, (features | F_PROTOCOL_FEATURES) & self.backend_features)
         connection.set_memory(self.memory.regions)
         self.worker.watch(connection.fd, select.POLLRDHUP, self._socket_event)
 
