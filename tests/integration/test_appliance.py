@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from rootvisor import kernels
 from rootvisor.appliance import check
 from rootvisor.appliance.host_tsc import TscMeasurement
 from rootvisor.appliance.tools import QEMU, processors
+from tests.integration.leftovers import TOKEN, files_of_ours, processes_with, wait_until
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 TIMEOUT_S = 120
-TOKEN = "ROOTVISOR_TEST_TOKEN"
 
 pytestmark = [
     pytest.mark.boot,
@@ -53,38 +52,12 @@ class Outer:
 
     def leftovers(self) -> list[str]:
         """Command lines of the processes that carry the token."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{TOKEN}={self.token}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue  # it has just ended
-        return found
+        return processes_with(self.token)
 
 
 @pytest.fixture
 def outer(kernel: kernels.Kernel, tmp_path: Path) -> Outer:
     return Outer(str(tmp_path))
-
-
-def files_of_ours() -> set[str]:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
-    return {
-        entry
-        for folder in ("/tmp", "/dev/shm", runtime)
-        for entry in os.listdir(folder)
-        if "rootvisor" in entry
-    }
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_run_streams_status_and_folders_are_the_callers(outer: Outer, tmp_path: Path) -> None:

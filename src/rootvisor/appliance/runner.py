@@ -76,5 +76,8 @@ def _obituary(outcome: Died) -> str:
 def _stock_kernel() -> ApplianceKernel:
     from rootvisor import kernels
 
-    found = kernels.ensure("stock")
+    try:
+        found = kernels.ensure("stock")
+    except kernels.KernelError as error:
+        raise ApplianceError(str(error)) from error
     return ApplianceKernel(str(found.vmlinux or found.image), str(found.modules))

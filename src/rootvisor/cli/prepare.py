@@ -111,6 +111,8 @@ def prepare(
     engine = choose_engine(options.engine)
     file_server = None if rootfs_path is None else _file_server(rootfs_path, engine.name)
     kernel = choose_kernel(options.kernel, progress=progress, build=build)
+    if build and engine.name == "appliance":  # which boots this one: it is fetched before anything is started
+        choose_kernel("stock", progress=progress, build=True)
     description = RunDescription(
         kernel=kernel,
         initrds=initrds,
