@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the pages of this folder that come from the code: cli.md, exit-statuses.md, hypercalls.md.
+"""Writes the pages of this folder that come from the code: cli.md, exit-statuses.md, hypercalls.md, api.md, and
+openapi.json.
 
 python docs/reference/generate.py            write them
 python docs/reference/generate.py --check    only say which are out of date (exit status 1)
@@ -7,10 +8,12 @@ python docs/reference/generate.py --check    only say which are out of date (exi
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +28,7 @@ from rootvisor.cli.errors import EXIT_STATUSES  # noqa: E402
 from rootvisor.hypervisor import calls  # noqa: E402
 from rootvisor.hypervisor.hypercall_table import REP, TABLE, VARIABLE  # noqa: E402
 from rootvisor.tlfs import hypercalls, privileges  # noqa: E402
+from rootvisor.vmm import api_routes, openapi  # noqa: E402
 
 NOTE = "<!-- Made by docs/reference/generate.py; change the code, then run it. -->\n"
 CLICK = f"<!-- Laid out by click {'.'.join(version('click').split('.')[:2])}. -->\n"
@@ -36,6 +40,8 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "exit-statuses.md": exit_statuses_page(),
         "hypercalls.md": hypercalls_page(),
+        "api.md": api_page(),
+        "openapi.json": json.dumps(openapi.document(), indent=1) + "\n",
     }
 
 
@@ -92,6 +98,68 @@ def hypercalls_page() -> str:
         "elements or a variable header follow.\n"
     )
     return f"{NOTE}\n# Hypercalls\n\n{note}\n{head}" + "\n".join(rows) + "\n"
+
+
+def api_page() -> str:
+    """The calls of the VMM's API and the fields of their bodies."""
+    document = openapi.document()
+    rows = [
+        f"| `{route.method} {api_routes.ROOT}{route.name}` | {_body_link(route)} | "
+        f"{_statuses(document['paths']['/' + route.name][route.method.lower()])} | {route.summary} |"
+        for route in api_routes.ROUTES
+    ]
+    absent = [
+        f"| `{path.removeprefix(api_routes.ROOT)}` | {reason} |" for path, reason in api_routes.ABSENT.items()
+    ]
+    parts = [
+        NOTE,
+        "# API of `rootvisor vmm`\n",
+        "How to use it: [VMM](../use/vmm.md). The same for programs: [OpenAPI 3.0](openapi.json).\n",
+        "| call | body | statuses | what it does |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
+        "Calls of Cloud Hypervisor's API that are answered with 501:\n",
+        "| call | instead |\n|---|---|\n" + "\n".join(absent) + "\n",
+        "## Bodies\n",
+        "Fields without a default may be null or left out, unless they are required.\n",
+    ]
+    for name, schema in document["components"]["schemas"].items():
+        if "properties" in schema:
+            parts.append(f"### {name}\n\n{schema['description']}\n\n{_fields(schema)}\n")
+    return "\n".join(parts)
+
+
+def _body_link(route: api_routes.Route) -> str:
+    return f"[{route.table.name}](#{route.table.name.lower()})" if route.table else ""
+
+
+def _statuses(operation: dict[str, Any]) -> str:
+    return " ".join(operation["responses"])
+
+
+def _fields(schema: dict[str, Any]) -> str:
+    rows = []
+    for name, field in schema["properties"].items():
+        default = "required" if name in schema.get("required", ()) else json.dumps(field.get("default"))
+        default = "" if default == "null" else default
+        about = field.get("description", "").replace("|", "\\|")
+        rows.append(f"| `{name}` | {_type(field)} | {default} | {about} |")
+    return "| field | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _type(field: dict[str, Any]) -> str:
+    for reference in (field, *field.get("allOf", ())):
+        if "$ref" in reference:
+            name = reference["$ref"].rpartition("/")[2]
+            return f"[{name}](#{name.lower()})"
+    if "enum" in field:
+        values = [value for value in field["enum"] if value is not None]
+        if values and field.get("type") == "integer" and len(values) > 4:
+            return f"power of two, {values[0]} to {values[-1]}"
+        return ", ".join(json.dumps(value) for value in values) or "none"
+    if "maximum" in field:
+        return f"{field['minimum']} to {field['maximum']}"
+    if "items" in field:
+        return f"list of {_type(field['items'])}" if field["items"] else "empty list"
+    return str(field.get("type", ""))
 
 
 def main() -> int:

@@ -100,7 +100,7 @@ CPUS = Table(
         Field(
             "max_vcpus",
             Integer(1, 4096),
-            "no processor is added to a running guest: it has `boot_vcpus`.",
+            "no processor is added to a running guest, it has `boot_vcpus`.",
             inert=True,
             text="max",
         ),
