@@ -375,11 +375,10 @@ def test_listener_socket_in_use_is_left_alone(api: str) -> None:
 
 
 def test_listener_file_that_is_no_socket_is_left_alone(socket_path: str) -> None:
-    with open(socket_path, "w", encoding="utf-8") as file:
-        file.write("precious")
+    Path(socket_path).write_text("precious")
     with pytest.raises(ApiError, match="there is a file that is no socket"):
         Listener({"path": socket_path})
-    assert open(socket_path, encoding="utf-8").read() == "precious"
+    assert Path(socket_path).read_text() == "precious"
 
 
 def test_listener_file_of_another_is_not_removed_at_the_end(socket_path: str) -> None:
