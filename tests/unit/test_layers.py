@@ -26,6 +26,7 @@ EVERYTHING = frozenset(
         "bus",
         "chips",
         "cli",
+        "daemons",
         "files",
         "hypervisor",
         "kernels",
@@ -52,13 +53,14 @@ LAYERS: dict[str, frozenset[str]] = {
     "boot": frozenset(),
     "kernels": frozenset(),
     "files": frozenset(),
+    "daemons": frozenset({"files"}),
     "trace": frozenset({"tlfs"}),
     "mshv": frozenset({"tlfs"}),
     "x86": frozenset(),
     "hypervisor": frozenset({"tlfs", "kvm", "bus", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
     "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "bus", "boot", "trace", "tlfs", "kvm"}),
-    "vmm": frozenset({"mshv", "virtio", "chips", "pci", "bus", "boot", "trace", "x86", "tlfs"}),
+    "vmm": frozenset({"mshv", "virtio", "daemons", "chips", "pci", "bus", "boot", "trace", "x86", "tlfs"}),
     "appliance": frozenset({"kernels", "boot", "files"}),
     "peers": frozenset({"kernels", "boot", "kvm"}),
     "bench": EVERYTHING - {"cli"},
@@ -92,7 +94,7 @@ SLOW_MODULES = frozenset(
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
 BOOT_PATH_PACKAGES = frozenset(
-    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv", "vmm"}
+    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv", "vmm", "daemons"}
 )
 
 

@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
-from dataclasses import dataclass
 
-from .confine import user_namespaces_work
+from .program import find_on_path, output_of
 
 PLACES = (
     "/usr/libexec/virtiofsd",  # Rust: Ubuntu, Debian 13, Fedora
@@ -21,7 +17,6 @@ PLACES = (
 SOCKET = "{fd}"
 
 _START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
-_RUST = re.compile(rb"virtiofsd v?\d+\.\d+")
 
 
 class FileServerError(Exception):
@@ -33,19 +28,33 @@ class FileServerError(Exception):
         self.mend = mend
 
 
-@dataclass(frozen=True)
 class Virtiofsd:
     """The program. ``rust``: the one of the virtiofsd project, otherwise QEMU's own up to release 7.
     ``namespace``: it has to be root of a user namespace, because it insists on being root."""
 
-    path: str
-    rust: bool
-    namespace: bool
+    __slots__ = ("namespace", "path", "rust")
+
+    def __init__(self, path: str, rust: bool, namespace: bool) -> None:
+        self.path = path
+        self.rust = rust
+        self.namespace = namespace
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Virtiofsd) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Virtiofsd{self._key()!r}"
+
+    def _key(self) -> tuple[str, bool, bool]:
+        return self.path, self.rust, self.namespace
 
 
 def find() -> Virtiofsd:
     """The program that this user can run. Raises :class:`FileServerError`."""
-    on_path = shutil.which("virtiofsd")
+    on_path = find_on_path("virtiofsd")
     found = [place for place in ((on_path,) if on_path else ()) + PLACES if os.access(place, os.X_OK)]
     if not found:
         package = "virtiofsd" if _has_package() else "qemu-system-common"
@@ -104,9 +113,15 @@ def _has_package() -> bool:
 
 def _is_rust(path: str) -> bool:
     """QEMU's own takes other options. It names a copyright, or fails before that when an ordinary user asks."""
-    try:
-        result = subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    result = output_of([path, "--version"])
+    if result is None or result[0] or b"Copyright" in result[1]:
         return False
-    text = result.stdout + result.stderr
-    return result.returncode == 0 and b"Copyright" not in text and _RUST.search(text) is not None
+    _, found, version = result[1].partition(b"virtiofsd ")
+    return bool(found) and version.removeprefix(b"v")[:1].isdigit()
+
+
+def user_namespaces_work() -> bool:
+    """Whether this user may create a user namespace."""
+    from . import confine  # needs ctypes, which is slow to import
+
+    return confine.user_namespaces_work()

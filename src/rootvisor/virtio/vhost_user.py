@@ -15,7 +15,7 @@ from .vhost import RING_FEATURES, VhostDevice, VhostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .memory import MemoryRegion
     from .queue import Queue, QueueAddresses
@@ -34,11 +34,18 @@ SET_VRING_CALL = 13
 SET_VRING_ERR = 14
 GET_PROTOCOL_FEATURES = 15
 SET_PROTOCOL_FEATURES = 16
+GET_QUEUE_NUM = 17
 SET_VRING_ENABLE = 18
+SET_BACKEND_REQ_FD = 21
 GET_CONFIG = 24
 
+# Requests of the backend.
+BACKEND_CONFIG_CHANGE_MSG = 2
+
 F_PROTOCOL_FEATURES = 1 << 30
+PROTOCOL_F_MQ = 1 << 0
 PROTOCOL_F_REPLY_ACK = 1 << 3
+PROTOCOL_F_BACKEND_REQ = 1 << 5
 PROTOCOL_F_CONFIG = 1 << 9
 
 _NAMES = {
@@ -55,7 +62,9 @@ _NAMES = {
     SET_VRING_ERR: "SET_VRING_ERR",
     GET_PROTOCOL_FEATURES: "GET_PROTOCOL_FEATURES",
     SET_PROTOCOL_FEATURES: "SET_PROTOCOL_FEATURES",
+    GET_QUEUE_NUM: "GET_QUEUE_NUM",
     SET_VRING_ENABLE: "SET_VRING_ENABLE",
+    SET_BACKEND_REQ_FD: "SET_BACKEND_REQ_FD",
     GET_CONFIG: "GET_CONFIG",
 }
 
@@ -220,12 +229,74 @@ class VhostUserConnection:
         return VhostUserError(f"{self.backend}: {_NAMES.get(request, request)} {what}")
 
 
+class BackendRequests:
+    """The backend's own requests, on a second socket. `changed` is called when its configuration did."""
+
+    __slots__ = ("_changed", "_data", "_socket")
+
+    def __init__(self, connection: VhostUserConnection, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._data = b""
+        self._socket, theirs = _socket.socketpair(
+            _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+        )
+        theirs.setblocking(True)
+        try:
+            connection.command(SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+        except VhostUserError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def fd(self) -> int:
+        """The socket, to be polled for requests."""
+        return self._socket.fileno()
+
+    def read(self) -> bool:
+        """Serve what has come; false when there will be nothing more."""
+        try:
+            data = self._socket.recv(_MAX_PAYLOAD)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        self._data += data
+        while len(self._data) >= _HEADER.size:
+            request, flags, size = _HEADER.unpack_from(self._data)
+            if size > _MAX_PAYLOAD:
+                return False
+            end = _HEADER.size + size
+            if len(self._data) < end:
+                break
+            self._data = self._data[end:]
+            known = request == BACKEND_CONFIG_CHANGE_MSG
+            if flags & _FLAG_NEED_REPLY:
+                answer = _HEADER.pack(request, _VERSION | _FLAG_REPLY, _U64.size) + _U64.pack(not known)
+                try:
+                    self._socket.send(answer, _socket.MSG_NOSIGNAL)
+                except OSError:
+                    return False
+            if known:
+                self._changed()
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
 class VhostUserDevice(VhostDevice):
     """A virtio device served by a vhost-user backend.
 
     Arguments:
         fd: connected socket, owned by the device from now on.
         features: device-specific features worth offering if the backend has them.
+        protocol_features: of the protocol, likewise.
+        config_bytes: how much of the device configuration structure comes from the backend, with every change.
         backend: name for messages, say "virtiofsd".
 
     Raises `VhostUserError` when the backend does not answer as it should.
@@ -239,16 +310,32 @@ class VhostUserDevice(VhostDevice):
         *,
         features: int = 0,
         protocol_features: int = 0,
+        config_bytes: int = 0,
         backend: str = "vhost-user backend",
     ) -> None:
-        self.connection = VhostUserConnection(fd, backend=backend)
+        self.connection = connection = VhostUserConnection(fd, backend=backend)
+        if config_bytes:
+            protocol_features |= PROTOCOL_F_CONFIG | PROTOCOL_F_BACKEND_REQ
+        config = b""
+        self._requests: BackendRequests | None = None
         try:
-            self.backend_features, self.protocol_features = self.connection.negotiate(protocol_features)
+            self.backend_features, self.protocol_features = connection.negotiate(protocol_features)
+            if config_bytes:
+                if not self.protocol_features & PROTOCOL_F_CONFIG:
+                    raise VhostUserError(
+                        f"{backend} does not tell its configuration (protocol feature CONFIG)"
+                    )
+                config = connection.get_config(config_bytes)
+                if self.protocol_features & PROTOCOL_F_BACKEND_REQ:
+                    self._requests = BackendRequests(connection, self._backend_changed)
         except VhostUserError:
-            self.connection.close()
+            connection.close()
             raise
         super().__init__(name, self.backend_features & (features | RING_FEATURES), queue_sizes)
+        self.config = config
         self._alive = True
+        if self._requests is not None:
+            self.worker.watch(self._requests.fd, select.POLLIN, self._backend_request)
 
     @property
     def backend_alive(self) -> bool:
@@ -289,6 +376,12 @@ class VhostUserDevice(VhostDevice):
         super().close()
         self._alive = False
         self.connection.close()
+        if self._requests is not None:
+            self._requests.close()
+
+    def refresh_config(self) -> None:
+        """The backend's configuration is another one now."""
+        self.config = self.connection.get_config(len(self.config))
 
     def lost(self, reason: str) -> None:
         """The backend is of no use any more: so is the device."""
@@ -297,6 +390,20 @@ class VhostUserDevice(VhostDevice):
             self._running.clear()
             self.worker.unwatch(self.connection.fd)
         super().lost(reason)
+
+    def _backend_request(self, events: int) -> None:
+        if self._requests is not None and not self._requests.read():
+            self.worker.unwatch(self._requests.fd)
+
+    def _backend_changed(self) -> None:
+        if not self._alive:
+            return
+        try:
+            self.refresh_config()
+        except VhostUserError as error:
+            self.lost(str(error))
+            return
+        self.config_changed()
 
     def _socket_event(self, events: int) -> None:
         if self.connection.ended():

@@ -123,7 +123,7 @@ class Vector:
 
     def eventfd(self) -> int:
         if self.fd < 0:
-            self.fd = os.eventfd(0, os.EFD_NONBLOCK)
+            self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return self.fd
 
 

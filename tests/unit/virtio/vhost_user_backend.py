@@ -51,20 +51,24 @@ class Backend:
             for _, _, part in ancillary:
                 fds.frombytes(part)
             for number, fd in enumerate(fds):
-                index = payload[0] if request != vu.SET_MEM_TABLE else number
+                index = payload[0] if request not in (vu.SET_MEM_TABLE, vu.SET_BACKEND_REQ_FD) else number
                 old = self.fds.pop((request, index), None)
                 if old is not None:
                     os.close(old)
                 self.fds[request, index] = fd
             self.log.append((request, payload, len(fds)))
-            answer = None
-            if request == vu.GET_FEATURES:
-                answer = struct.pack("<Q", self.features)
-            elif request == vu.GET_PROTOCOL_FEATURES:
-                answer = struct.pack("<Q", self.protocol)
-            elif request == vu.GET_VRING_BASE:
-                answer = struct.pack("<II", payload[0], 42 + payload[0])
-            elif flags & 8:
+            answer = self.answer(request, payload)
+            if answer is None and flags & 8:
                 answer = struct.pack("<Q", request == self.refuse)
             if answer is not None:
                 self.socket.send(struct.pack("<III", request, 1 | 4, len(answer)) + answer)
+
+    def answer(self, request: int, payload: bytes) -> bytes | None:
+        """The answer to a request that always has one."""
+        if request == vu.GET_FEATURES:
+            return struct.pack("<Q", self.features)
+        if request == vu.GET_PROTOCOL_FEATURES:
+            return struct.pack("<Q", self.protocol)
+        if request == vu.GET_VRING_BASE:
+            return struct.pack("<II", payload[0], 42 + payload[0])
+        return None

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon and our end of the socket to it."""
+
+from __future__ import annotations
+
+import os
+
+from .process import Daemon, DaemonError
+from .sockets import connected_listener
+
+# VHOST_USER_GET_FEATURES (1), protocol version 1, no payload: a question that may be asked at any time.
+_QUESTION = (1).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(4)
+_ANSWER_BYTES = 20
+START_SECONDS = 10.0
+
+
+class Served:
+    """What a device needs: `take_socket` gives it the connection, `daemon` is the process behind.
+
+    Close the device first, then this.
+    """
+
+    __slots__ = ("_socket", "daemon")
+
+    def __init__(self, daemon: Daemon, connection: int) -> None:
+        self.daemon = daemon
+        self._socket = connection
+
+    def take_socket(self) -> int:
+        """The connected socket, whose owner is the caller from now on. Once."""
+        fd, self._socket = self._socket, -1
+        if fd < 0:
+            raise ValueError(f"the socket of {self.daemon.name} is taken")
+        return fd
+
+    def close(self) -> None:
+        """Hang up and end the daemon."""
+        fd, self._socket = self._socket, -1
+        if fd >= 0:
+            os.close(fd)
+        self.daemon.close()
+
+
+def start_vhost_user(name: str, argv: list[str], seconds: float = START_SECONDS) -> Served:
+    """Start a daemon that accepts a vhost-user front end on the listening socket 3, and wait until it answers.
+
+    Raises `DaemonError`.
+    """
+    connection, listener = connected_listener()
+    try:
+        daemon = Daemon(name, argv, (listener,))
+    except BaseException:
+        os.close(connection)
+        raise
+    finally:
+        os.close(listener)
+    served = Served(daemon, connection)
+    try:
+        await_features(daemon, connection, seconds)
+    except BaseException:
+        served.close()
+        raise
+    return served
+
+
+def await_features(daemon: Daemon, connection: int, seconds: float) -> None:
+    """Wait until a vhost-user backend says what it offers. Raises `DaemonError`."""
+    try:
+        os.write(connection, _QUESTION)
+        got = 0
+        while got < _ANSWER_BYTES:
+            daemon.await_readable(connection, seconds)
+            part = os.read(connection, _ANSWER_BYTES - got)
+            if not part:
+                raise DaemonError(daemon.obituary())
+            got += len(part)
+    except OSError as error:  # the connection was reset
+        raise DaemonError(daemon.obituary()) from error
