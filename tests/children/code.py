@@ -15,7 +15,7 @@ DONE_PORT = 0xD0
 SAY_PORT = 0xE0
 """``say REG32``: a value for the test."""
 
-_PRELUDE = f"""
+PRELUDE = f"""
     .macro done
     outb %al, ${DONE_PORT:#x}
     hlt
@@ -26,20 +26,8 @@ _PRELUDE = f"""
     outl %eax, ${SAY_PORT:#x}
     popq %rax
     .endm
-    .text
-    .globl _start
-_start:
 """
-_PRELUDE16 = f"""
-    .macro done
-    outb %al, ${DONE_PORT:#x}
-    hlt
-    .endm
-    .text
-    .globl _start
-_start:
-    .code16
-"""
+"""Macros of all pieces."""
 
 ALL: list[Code] = []
 """Every piece of code of the modules imported so far."""
@@ -54,10 +42,6 @@ class Code:
         self.bits = bits
         self.base = base if base is not None else BASE if bits == 64 else REAL_BASE
         ALL.append(self)
-
-    def source(self) -> str:
-        """What the assembler gets."""
-        return (_PRELUDE if self.bits == 64 else _PRELUDE16) + self.text + "\n"
 
     def key(self) -> str:
         """What names the image in the file."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rootvisor.hypervisor import calls
-from rootvisor.hypervisor.hypercall_table import TABLE
+from rootvisor.hypervisor.hypercall_table import REP, TABLE, VARIABLE
 from rootvisor.tlfs import gpa, intercepts, messages, ports, registers, status, vp_state
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import partition_properties as tlfs
@@ -40,6 +40,16 @@ CODE = b"\xff\x06\x00\x50\xe6\x80\xff\x06\x00\x50\xe4\x81\xa0\xff\xff\xeb\xef"
 CREATED, INITIALIZED, FINALIZED = range(3)
 KNOWN = frozenset(status.NAMES)
 RAM_FIRST = CHILD_RAM >> 12
+#: Random calls in a batch: fewer than so many, with a page of input each.
+STORM = 64
+STORM_INPUTS = CHILD_RAM + (256 << 12)
+#: Registers by number; not those by which the root suspends a VP.
+NAMES = [
+    number
+    for name, number in vars(registers).items()
+    if name.isupper() and isinstance(number, int) and registers.register_name(number) == f"HV_REGISTER_{name}"
+    and number > registers.DISPATCH_SUSPEND
+]  # fmt: skip
 
 
 class Model:
@@ -89,10 +99,11 @@ class Fuzzer:
         self.parent = Parent(guest)
         self.slots = Slots(self.parent)
         self.children: list[Model] = []
-        self.dead: list[int] = [0, 99]
+        self.dead: list[int] = [0, 1 << 40]
         self.statistics: dict[tuple[int, bytes], int] = {}
         self.next_port = 1
         self.seen: Counter[str] = Counter()
+        self.random_calls: Counter[str] = Counter()
         self.calls = 0
         everything: dict[Callable[[], tuple[int | None, int]], int] = {
             self.create: 3, self.initialize: 6, self.finalize: 2, self.delete: 3, self.deposit: 10, self.bad_deposit: 3,
@@ -100,7 +111,7 @@ class Fuzzer:
             self.map_stats: 5, self.unmap_stats: 4, self.get_property: 4, self.set_property: 6, self.map_gpa: 5,
             self.unmap_gpa: 2, self.access_states: 1, self.enter: 4, self.resume: 12, self.suspend: 6,
             self.get_registers: 3, self.interrupt: 3, self.port: 3, self.connect: 3, self.disconnect: 2,
-            self.delete_port: 2, self.intercept: 1, self.dead_partition: 2, self.garbage: 4,
+            self.delete_port: 2, self.intercept: 1, self.dead_partition: 2, self.garbage: 16,
         }  # fmt: skip
         self.operations = list(everything)
         self.weights = list(everything.values())
@@ -401,11 +412,12 @@ class Fuzzer:
 
     def interrupt(self) -> tuple[int | None, int]:
         model = self.some()
+        expected = status.INVALID_PARTITION_STATE if model.state == FINALIZED else None
         data = ports.ASSERT_VIRTUAL_INTERRUPT_INPUT.pack(
             model.child.id, self.random.choice((0, 0, 4, 5, 7)), self.random.getrandbits(1), self.random.randrange(4),
             self.random.randrange(16, 256), 0,
         )  # fmt: skip
-        return None, self.guest.call(hv.ASSERT_VIRTUAL_INTERRUPT, data).status
+        return expected, self.guest.call(hv.ASSERT_VIRTUAL_INTERRUPT, data).status
 
     # --- ports --------------------------------------------------------------------------------------------------------
     def port(self) -> tuple[int | None, int]:
@@ -463,10 +475,18 @@ class Fuzzer:
         return None, self.guest.call(hv.INSTALL_INTERCEPT, data).status
 
     # --- anything -----------------------------------------------------------------------------------------------------
-    def garbage(self) -> tuple[int | None, int]:
-        """A call of the table with a child's id and bytes at random. Not those that the model must know of."""
-        code = self.random.choice((0x52, 0x91, 0xE3, 0xE4, 0xF4, 0xC0, 0xC1, 0x94, 0x101, 0x44, 0x50))
-        call = TABLE.calls[code]
+    def random_call(self) -> tuple[int, bytes, int, int]:
+        """A call of the table with a child's id and bytes at random: code, input, elements, variable header. Not those
+        that the model must know of."""
+        code = self.random.choice(
+            (
+                hv.TRANSLATE_VIRTUAL_ADDRESS, hv.REGISTER_INTERCEPT_RESULT, hv.GET_VP_STATE, hv.SET_VP_STATE,
+                hv.GET_VP_CPUID_VALUES, hv.SIGNAL_EVENT_DIRECT, hv.POST_MESSAGE_DIRECT, hv.ASSERT_VIRTUAL_INTERRUPT,
+                hv.GET_PARTITION_PROPERTY_EX, hv.GET_PARTITION_PROPERTY, hv.GET_VP_REGISTERS, hv.SET_VP_REGISTERS,
+                hv.CLEAR_VIRTUAL_INTERRUPT, hv.INSTALL_INTERCEPT, hv.MAP_GPA_PAGES, hv.UNMAP_GPA_PAGES,
+                hv.GET_GPA_PAGES_ACCESS_STATES,
+            )
+        )  # fmt: skip
         model = self.some()
         data = bytearray(self.random.randbytes(512))
         if self.random.random() < 0.6:
@@ -474,15 +494,41 @@ class Fuzzer:
         data[0:8] = model.child.id.to_bytes(8, "little")
         data[8:12] = self.vp_of(model).to_bytes(4, "little")
         data[12:16] = bytes(4)
-        if code in (0xE3, 0xE4):
+        if code in (hv.GET_VP_STATE, hv.SET_VP_STATE):
             data[16:20] = self.random.choice((0x80000000, 0x80000001, 0x80000002, 4, 9)).to_bytes(4, "little")
             data[40:48] = self.random.choice((RAM_FIRST + 500, 1 << 30, 0)).to_bytes(8, "little")
             data[24:40] = bytes(16)
-        answer = self.guest.call(
-            code, bytes(data), count=self.random.randrange(1, 8) if call.kind == 2 else 0,
-            variable=self.random.randrange(26) if call.kind == 1 else 0, output=8,
-        )  # fmt: skip
-        return None, answer.status
+        elif code == hv.SET_VP_REGISTERS:  # names that exist, mostly
+            for at in range(16, 512 - 32, 32):
+                data[at : at + 4] = self.random.choice(NAMES).to_bytes(4, "little")
+        elif code in (hv.MAP_GPA_PAGES, hv.UNMAP_GPA_PAGES, hv.GET_GPA_PAGES_ACCESS_STATES):
+            flags, first = (8, 16) if code == hv.GET_GPA_PAGES_ACCESS_STATES else (16, 8)
+            data[8:24] = bytes(16)
+            data[first] = self.random.randrange(256)
+            data[flags : flags + 4] = (1 << self.random.randrange(32) | self.random.getrandbits(2)).to_bytes(
+                4, "little"
+            )
+        kind = TABLE.calls[code].kind
+        count = self.random.randrange(1, 8) if kind == REP else 0
+        return code, bytes(data), count, self.random.randrange(26) if kind == VARIABLE else 0
+
+    def garbage(self) -> tuple[int | None, int]:
+        """Many random calls at once. They are answered one by one, each with a status that exists."""
+        records = []
+        for number in range(self.random.randrange(1, STORM)):
+            code, data, count, variable = self.random_call()
+            gpa = STORM_INPUTS + (number << 12)
+            self.guest.ram[gpa : gpa + len(data)] = data
+            word = g.control(code, count=count, variable=variable)
+            records.append(g.Op(g.HYPERCALL, rcx=word, rdx=gpa, r8=g.OUTPUT))
+        self.guest.run(records)
+        self.calls += len(records) - 1
+        for record in records:
+            assert record.fault == 0
+            result = record.rax & 0xFFFF
+            assert result in KNOWN, f"{record.rcx & 0xFFFF:#x} gives {result:#x}"
+            self.random_calls[f"{hv.call_name(record.rcx & 0xFFFF)} {status.status_name(result)}"] += 1
+        return None, result
 
     # --- the run ------------------------------------------------------------------------------------------------------
     def step(self) -> None:
@@ -564,10 +610,14 @@ def test_random_lives_of_children(
             len(os.listdir("/proc/self/task")),
         )
         started = time.monotonic()
+        steps = 0
         while fuzzer.calls < CALLS:
             fuzzer.step()
-            if not fuzzer.calls % 250:
+            steps += 1
+            if not steps % 250:
                 fuzzer.check()
+                with capsys.disabled():
+                    print(f"\n{fuzzer.calls} calls, {time.monotonic() - started:.0f} s", end="", flush=True)
         seconds = time.monotonic() - started
         fuzzer.check()
         fuzzer.clear()
@@ -582,6 +632,8 @@ def test_random_lives_of_children(
         )
         record_property("fuzz", figures)
         with capsys.disabled():
-            print(f"\n{figures}; {dict(fuzzer.seen.most_common())}")
-        assert fuzzer.slots.seen[messages.OPAQUE_INTERCEPT] > CALLS // 200, "too few intercepts"
+            print(
+                f"\n{figures}; {dict(fuzzer.seen.most_common())}; {dict(fuzzer.random_calls.most_common())}"
+            )
+        assert fuzzer.slots.seen[messages.OPAQUE_INTERCEPT] > steps // 200, "too few intercepts"
     assert guest.partition.ended == ""

@@ -107,6 +107,17 @@ class ChildInterrupts:
                 if vp.apic_id == destination:
                     vp.interrupts += 1
                     break
+        self._poke()
+
+    def _poke(self) -> None:
+        """Somebody may sleep no longer."""
+        scheduler = self._child.hypervisor.root_scheduler
+        if scheduler is not None:
+            scheduler.poke()
+
+    def waiting_for(self, vp: ChildVp) -> bool:
+        """Whether a LINT pin or an ExtINT waits for ``vp`` to run."""
+        return vp.index in self._lint or vp.index in self._extint
 
     def _reset_synics(self, destination: int, control: int) -> None:
         """INIT resets the SynIC too. (KVM does not tell of an INIT that another VP sends.)"""
@@ -134,6 +145,7 @@ class ChildInterrupts:
                 pins.append(wanted)
         self.pending = True
         vp.vcpu.kick()
+        self._poke()
 
     def clear_extint(self) -> None:
         """CLEAR_VIRTUAL_INTERRUPT: an ExtINT that no VP has taken yet is forgotten."""

@@ -133,6 +133,11 @@ class ChildPartition(Partition):
         if self.state != state:
             raise HvError(status.INVALID_PARTITION_STATE)
 
+    def require_machine(self) -> None:
+        """HV_STATUS_INVALID_PARTITION_STATE once FINALIZE has begun: KVM's machine is going, or gone."""
+        if self.state > INITIALIZED:
+            raise HvError(status.INVALID_PARTITION_STATE)
+
     # --- VPs ----------------------------------------------------------------------------------------------------------
     def vp(self, index: int) -> ChildVp:
         """The VP with that index. HV_STATUS_INVALID_VP_INDEX."""
@@ -165,6 +170,10 @@ class ChildPartition(Partition):
                 self.overlay_pages.free(page)
             raise
         vp.created = True
+        if self.hypervisor.root_scheduler is not None:
+            from ..kvm.halted import HaltedState
+
+            vp.halted = HaltedState(vcpu)
         self._table[index] = vp
         self.vps.append(vp)
         self.vps.sort(key=lambda other: other.index)
@@ -189,7 +198,7 @@ class ChildPartition(Partition):
             raise Restart
         del self._table[index]
         self.vps.remove(vp)
-        vp_state.unmap_pages(vp)
+        self._retire(vp)
         for page in vp.pages:
             self.overlay_pages.free(page)  # type: ignore[arg-type]
         self.cpuid_results.forget(index)
@@ -215,6 +224,14 @@ class ChildPartition(Partition):
             for vp in self.vps:
                 if vp.root_vp is not None:
                     vp.resume(vp.root_vp)
+
+    def _retire(self, vp: ChildVp) -> None:
+        """The VP has stopped for good: its state pages are back in the pool."""
+        vp_state.unmap_pages(vp)
+        if vp.halted is not None:
+            vp.halted.close()
+        if self.hypervisor.root_scheduler is not None:
+            self.hypervisor.root_scheduler.forget(vp)
 
     # --- failures on the host's side ----------------------------------------------------------------------------------
     def vp_failed(self, vp: ChildVp, error: BaseException) -> None:
@@ -273,7 +290,7 @@ class ChildPartition(Partition):
         self.stop()
         self.state = FINALIZED
         for vp in self.vps:
-            vp_state.unmap_pages(vp)
+            self._retire(vp)
         self._table.clear()
         self.vps.clear()
         self._spare.clear()

@@ -42,6 +42,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
 
+    from ..kvm.halted import HaltedState
     from ..kvm.vcpu import Vcpu
     from .child_partition import ChildPartition
     from .overlay import OverlayPage
@@ -86,12 +87,17 @@ class ChildVp(VirtualProcessor):
     ``running`` is true from the resume until the thread has parked again; only then may others touch registers.
     ``message_page`` and ``register_page`` are 4096-byte views of root RAM, or None. ``root_vp`` is the root's VP that
     resumed this one: messages prefer it.
+
+    Under the root's scheduler: ``dispatched`` while a root VP is in DISPATCH_VP for it, ``yielding`` when it is to come
+    out of the guest though nothing suspends it, ``blocked`` while the root waits for a message before the next
+    DISPATCH_VP. ``halted()`` tells whether it sleeps in the guest.
     """
 
     __slots__ = (
         "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
-        "_translation_words", "_waiters", "explicit_suspend", "intercept_suspend", "message_page", "pages",
-        "register_page", "root_vp", "running", "stored", "to_do", "told", "translations", "u32",
+        "_translation_words", "_waiters", "blocked", "dispatched", "explicit_suspend", "halted", "intercept_suspend",
+        "message_page", "pages", "register_page", "root_vp", "running", "stored", "to_do", "told", "translations",
+        "u32", "yielding",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -105,6 +111,8 @@ class ChildVp(VirtualProcessor):
         #: messages by type
         self.told: dict[int, int] = {}
         self.running = False
+        self.dispatched = self.yielding = self.blocked = False
+        self.halted: HaltedState | None = None
         self.message_page: memoryview | None = None
         self.register_page: memoryview | None = None
         self.root_vp: VirtualProcessor | None = None
@@ -161,6 +169,10 @@ class ChildVp(VirtualProcessor):
         if self.explicit_suspend or self.intercept_suspend or self.running or self.stopping:
             return
         self.root_vp = root_vp
+        scheduler = self.partition.hypervisor.root_scheduler
+        if scheduler is not None and not self.dispatched:
+            scheduler.runnable(self)
+            return
         if self.partition.held:  # ChildPartition.let_go comes here again
             return
         vp_registers.before_run(self)
@@ -194,6 +206,10 @@ class ChildVp(VirtualProcessor):
         finally:
             if held is not None:
                 lock._acquire_restore(held)  # type: ignore[attr-defined]
+
+    def await_park(self, waiter: LockType) -> None:
+        """Lets go of ``waiter`` when the VP parks."""
+        self._waiters.append(waiter)
 
     def await_parked(self) -> None:
         """Returns when the VP has left guest mode for EXPLICIT_SUSPEND or because its partition is held; lets
@@ -250,6 +266,13 @@ class ChildVp(VirtualProcessor):
         self.intercept_suspend = True
         self._park()
         return _TELL
+
+    def interrupt(self, vector: int) -> None:
+        """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
+        super().interrupt(vector)
+        scheduler = self.partition.hypervisor.root_scheduler
+        if scheduler is not None:
+            scheduler.poke()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
     def thread(self) -> None:
@@ -386,10 +409,10 @@ class ChildVp(VirtualProcessor):
         self.u8[abi.RUN_IMMEDIATE_EXIT] = 0
         sigtimedwait(_SIGUSR1_ONLY, 0)
         partition = self.partition
-        if not self.explicit_suspend and not self.stopping and not partition.held:
+        if not (self.explicit_suspend or self.stopping or partition.held or self.yielding):
             return self._enter() if self.to_do else _GO_ON
         with partition.hypervisor.lock:
-            if not self.explicit_suspend and not self.stopping and not partition.held:
+            if not (self.explicit_suspend or self.stopping or partition.held or self.yielding):
                 return _GO_ON
             self._park()
             return _PARKED

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .child_partition import ChildPartition
     from .ports import Ports
     from .root_messages import RootMessages
+    from .root_scheduler import RootScheduler
     from .vp import VirtualProcessor
 
 #: The root partition's id. Not 0 (invalid) and not all ones ("self").
@@ -56,6 +57,7 @@ class Hypervisor:
         "max_vps",
         "partitions",
         "root",
+        "root_scheduler",
         "scheduler",
         "sleep_state",
         "statistics",
@@ -69,6 +71,8 @@ class Hypervisor:
         #: holds it around its whole call
         self.lock = RLock()
         self.scheduler = scheduler
+        #: DISPATCH_VP, if the root schedules and has children
+        self.root_scheduler: RootScheduler | None = None
         self.version = Version()
         self.max_vps = MAX_VPS
         self.max_lps = MAX_LPS
@@ -102,6 +106,10 @@ class Hypervisor:
         machine."""
         from .child_partition import ChildPartition
 
+        if self.scheduler == hypercalls.SCHEDULER_ROOT and self.root_scheduler is None:
+            from .root_scheduler import RootScheduler
+
+            self.root_scheduler = RootScheduler(self)
         child = ChildPartition(self, self._next_id, vp, flags, disabled_features)
         self._next_id += 1
         self.partitions[child.id] = child
@@ -151,6 +159,8 @@ class Hypervisor:
 
     def stop_children(self) -> None:
         """Ends the threads of all children's VPs; the root's have ended."""
+        if self.root_scheduler is not None:
+            self.root_scheduler.stop()
         for child in self.children():
             child.stop()
 

@@ -138,6 +138,8 @@ class RootMessages:
         It goes to the root VP that resumed the child's VP. One that waits already stands for both; one in a slot does
         not, because its receiver may have acted on it before the slot is cleared.
         """
+        if self._hypervisor.root_scheduler is not None:
+            return  # DISPATCH_VP tells
         key = (child.id, vp.index)
         message = self._opaque.get(key)
         if message is None:

@@ -28,6 +28,12 @@ OPAQUE_INTERCEPT_PAYLOAD = Layout("hv_opaque_intercept_message", 4, "vp_index:I"
 SYNIC_SINT_INTERCEPT = 0x80000061
 SYNIC_SINT_INTERCEPT_PAYLOAD = Layout("hv_notification_message_payload", 4, "sint_index:I")
 ASYNC_CALL_COMPLETION = 0x80000070
+#: Root scheduler: VPs that may be dispatched again. Overflow count, pairs, 19 partition ids, 19 VP indices.
+SCHEDULER_VP_SIGNAL_PAIR = 0x80000101
+SCHEDULER_VP_SIGNAL_PAIR_PAYLOAD = Layout(
+    "hv_vp_signal_pair_scheduler_message", 240,
+    "overflow_count:I", "vp_count:B", "_:3x", "partition_id:Q", "_:144x", "vp_index:I", "_:72x", "_:4x",
+)  # fmt: skip
 
 # --- the event ring page (SIRBP): 16 rings of 256 bytes (``hv_synic_event_ring``) -------------------------------------
 EVENT_RING_SIZE = 256
@@ -35,3 +41,8 @@ EVENT_RING_ENTRIES = 63
 EVENT_RING_SIGNAL_MASKED_OFFSET = 0
 EVENT_RING_FULL_OFFSET = 1
 EVENT_RING_DATA_OFFSET = 4
+
+
+def scheduler_pair(partition_id: int, vp_index: int) -> bytes:
+    """The payload of SCHEDULER_VP_SIGNAL_PAIR for one VP."""
+    return SCHEDULER_VP_SIGNAL_PAIR_PAYLOAD.pack(0, 1, partition_id, vp_index)

@@ -28,8 +28,12 @@ def assert_virtual_interrupt(
     vector: int,
     vtl: int,
 ) -> None:
-    """An interrupt message for a child's local APICs (``mshv_eventfd.c:mshv_try_assert_irq`` and pass-through)."""
+    """An interrupt message for a child's local APICs (``mshv_eventfd.c:mshv_try_assert_irq`` and pass-through).
+
+    INVALID_PARAMETER: type, vector, VTL; INVALID_PARTITION_STATE: the partition is finalized, or about to be.
+    """
     child = child_of(vp, partition_id)
+    child.require_machine()
     if vtl:
         raise HvError(status.INVALID_PARAMETER)
     child.interrupts.assert_interrupt(interrupt_type, control, destination, vector)

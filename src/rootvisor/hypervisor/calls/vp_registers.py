@@ -102,6 +102,10 @@ def set_vp_registers(
         finally:
             if not target.running:
                 register_page.fill(target)
+            if target.blocked:  # it may have been woken up, under the root's scheduler
+                scheduler = target.partition.hypervisor.root_scheduler
+                if scheduler is not None:
+                    scheduler.poke()
     index = start
     try:
         for index in range(start, count):

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Children through /dev/mshv, from inside a real root kernel: each test of tests/children/groups is one here.
+
+A group has a root partition of its own, for each scheduler that it names. The groups run there without pytest, by
+tests/children/runner.py; the guests' code is assembled here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.children import code
+from tests.children.assembler import write_images
+from tests.kvm.command import run_root
+
+CHILDREN = Path(__file__).resolve().parents[1] / "children"
+GROUPS = sorted(path.stem for path in (CHILDREN / "groups").glob("[a-z]*.py"))
+SCHEDULERS = ("hypervisor", "root")
+#: Seconds for a whole group, where each test may take a minute.
+LIMIT_S = 480
+_PYTHON = getattr(sys, "_base_executable", sys.executable)
+
+
+def module(group: str) -> ModuleType:
+    return importlib.import_module(f"tests.children.groups.{group}")
+
+
+def names(group: str) -> list[str]:
+    return [name for name in vars(module(group)) if name.startswith("test_")]
+
+
+CASES = [
+    (group, scheduler, name)
+    for group in GROUPS
+    for scheduler in getattr(module(group), "SCHEDULERS", SCHEDULERS)
+    for name in names(group)
+]
+
+
+class Outcome:
+    """What a root partition said: ``failures`` has the lines behind each test that ended; ``facts`` is its report."""
+
+    def __init__(self, process: subprocess.CompletedProcess[bytes], facts: dict[str, Any]) -> None:
+        self.status = process.returncode
+        self.errors = process.stderr.decode(errors="replace")
+        self.text = process.stdout.decode(errors="replace")
+        self.facts = facts
+        self.failures: dict[str, list[str]] = {}
+        self.figures: dict[str, list[str]] = {}
+        self.ended = False
+        lines: list[str] = []
+        notes: list[str] = []
+        for line in self.text.splitlines():
+            word, _, rest = line.partition(" ")
+            if word in ("pass", "fail"):
+                name = rest.split()[0]
+                lines = self.failures[name] = [f"failed after {rest.split()[1]} s"] if word == "fail" else []
+                self.figures[name], notes = notes, []
+            elif word == "note":
+                notes.append(rest)
+            elif line == "end":
+                self.ended = True
+            else:
+                lines.append(line)
+
+    def __str__(self) -> str:
+        return f"root partition: status {self.status}\n{self.text[-3000:]}\n{self.errors[-3000:]}"
+
+
+@functools.cache
+def outcome(group: str, scheduler: str) -> Outcome:
+    """Boots a root partition and runs the group in it."""
+    options = getattr(module(group), "OPTIONS", ("--vps", "2"))
+    with tempfile.TemporaryDirectory() as folder:
+        images, report = Path(folder) / "images", Path(folder) / "report"
+        write_images(code.ALL, images)
+        process = run_root(
+            [
+                *("--kernel", "mshv", "--scheduler", scheduler, *options, "--report", str(report), "--"),
+                *(_PYTHON, "-I", "-S", str(CHILDREN / "runner.py"), str(images), group),
+                *os.environ.get("ROOTVISOR_CHILDREN_TESTS", "").split(),
+            ],
+            timeout_s=getattr(module(group), "LIMIT_S", LIMIT_S),
+        )
+        return Outcome(process, json.loads(report.read_text()) if report.exists() else {})
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("group", "scheduler", "name"), CASES)
+def test_child(
+    group: str, scheduler: str, name: str, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = outcome(group, scheduler)
+    wanted = os.environ.get("ROOTVISOR_CHILDREN_TESTS", "").split()
+    if wanted and name not in wanted:
+        pytest.skip("not asked for")
+    if name not in done.failures:
+        pytest.fail(f"the test did not end; {done}")
+    for figure in done.figures[name]:
+        record_property("figure", figure)
+        with capsys.disabled():
+            print(f" {figure}", end="", flush=True)
+    if done.failures[name]:
+        pytest.fail("\n".join(done.failures[name]))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("group", "scheduler"), dict.fromkeys(case[:2] for case in CASES))
+def test_root_partition_of_a_group_ends_well_and_has_its_memory_back(group: str, scheduler: str) -> None:
+    done = outcome(group, scheduler)
+    assert done.ended, str(done)
+    assert done.status == (1 if any(done.failures.values()) else 0), str(done)
+    assert done.errors == "", done.errors
+    assert done.facts["ended"] == "poweroff"
+    deposits = done.facts["deposits"]
+    assert deposits["in_use"] == 0 and deposits.get("lost", 0) == 0, deposits
