@@ -8,7 +8,10 @@ interrupt vectors at 0x9000, counters of vectors at 0xB000, stacks below 0x20000
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
+from select import select
 
 from rootvisor.mshv import IoPort, Memory, Message, Mshv, Partition, Segment, Table, Vp
 from tests.children.code import BASE, DONE_PORT, REAL_BASE, SAY_PORT, Code
@@ -193,6 +196,22 @@ class Guest:
             cs=Segment.real_code(linear >> 4), ds=segment, es=segment, ss=segment, rip=0, rsp=0xFF0, rflags=2
         )
 
+    def load(self, code: Code) -> None:
+        """Lets VP 0, which stands still, begin with ``code``; general registers stay."""
+        self.write(code.base, code.image)
+        if code.bits == 64:
+            self.long_mode(
+                self.vp, code.base, pending_interruption=0, interrupt_state=0, internal_activity_state=0
+            )
+        else:
+            self.real_mode(self.vp, code.base)
+
+    def wait_event(self, eventfd: int, seconds: float = 10.0) -> int:
+        """The count of an eventfd, when it is signalled."""
+        if not select([eventfd], [], [], seconds)[0]:
+            raise Unexpected("the eventfd was not signalled")
+        return os.eventfd_read(eventfd)
+
     def run(self, vp: Vp | None = None) -> Message:
         """The next message; a signal is an error here."""
         message = (vp or self.vp).run()
@@ -268,3 +287,62 @@ def must_be(message: Message, kind: type, **wanted: object) -> Message:
     for name, value in wanted.items():
         check(getattr(message, name), value, name)
     return message
+
+
+def note(text: str) -> None:
+    """A figure for the report of the test."""
+    print("note", text, flush=True)
+
+
+def interrupted_after(vp: Vp, seconds: float) -> bool:
+    """Runs the processor in this thread; whether it still ran after ``seconds``, when a signal ends it."""
+    timer = threading.Timer(seconds, vp.interrupt)
+    timer.start()
+    message = vp.run()
+    timer.join()
+    return message is None
+
+
+class Runner:
+    """Runs a processor in a thread of its own; :meth:`wait` for its next message but `say`, which go to ``said``."""
+
+    def __init__(self, guest: Guest, vp: Vp) -> None:
+        self.guest = guest
+        self.vp = vp
+        self._message: Message | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Runner:
+        """Lets it run."""
+        self._message = self._error = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        try:
+            self._message = self.vp.run()
+            while isinstance(self._message, IoPort) and self._message.port == SAY_PORT:
+                self.guest.said.append(self._message.value)
+                self.guest.skip(self._message, self.vp)
+                self._message = self.vp.run()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self, seconds: float = 30.0) -> Message | None:
+        """Its message; None if a signal ended it."""
+        assert self._thread is not None
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self.vp.interrupt()
+            self._thread.join()
+            raise Unexpected(f"VP {self.vp.index} runs on")
+        if self._error:
+            raise self._error
+        return self._message
+
+    def stop(self) -> Message | None:
+        """Ends it with a signal."""
+        self.vp.interrupt()
+        return self.wait()

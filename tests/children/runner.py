@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from _signal import SIGALRM, alarm, signal  # type: ignore[import-not-found, unused-ignore]
+from _signal import SIGALRM, SIGUSR1, alarm, signal  # type: ignore[import-not-found, unused-ignore]
 
 #: Seconds that a test may take unless it has an attribute ``limit``.
 LIMIT_S = 60
@@ -39,6 +39,7 @@ def main() -> int:
     kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(kernel_log, 0, os.SEEK_END)
     signal(SIGALRM, _too_long)
+    signal(SIGUSR1, lambda *_: None)  # rootvisor.mshv interrupts RUN_VP with it
     from rootvisor.mshv import Mshv
 
     failures = 0

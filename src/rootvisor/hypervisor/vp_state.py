@@ -144,8 +144,16 @@ def _word(page: bytearray, offset: int) -> int:
     return int.from_bytes(page[offset : offset + 4], "little")
 
 
+def _commit(vp: ChildVp) -> None:
+    """HV_STATUS_INVALID_VP_STATE when the VP has registers that no processor can have; running it tells which."""
+    try:
+        vp.vcpu.commit_sync_area()
+    except KvmError:
+        raise HvError(status.INVALID_VP_STATE) from None
+
+
 def _get_lapic(vp: ChildVp) -> bytes:
-    vp.vcpu.commit_sync_area()  # the APIC's mode decides on the format
+    _commit(vp)  # the APIC's mode decides on the format
     page = vp.vcpu.lapic()
     words = [0 if offset is None else _word(page, offset) for offset in tlfs.LAPIC_REGISTERS]
     if _x2apic(vp):
@@ -164,7 +172,7 @@ def _set_lapic(vp: ChildVp, data: bytes) -> None:
         raise HvError(status.INVALID_PARAMETER)
     words = list(_WORDS.unpack_from(data))
     vcpu = vp.vcpu
-    vcpu.commit_sync_area()
+    _commit(vp)
     page = vcpu.lapic()
     x2apic = _x2apic(vp)
     if x2apic and words[tlfs.LAPIC_ID] != vp.apic_id:
