@@ -79,6 +79,7 @@ def exit_statuses_page() -> str:
 def hypercalls_page() -> str:
     """The calls that are carried out."""
     calls.load()
+    calls.load_children()
     names = {
         value: name
         for name, value in vars(privileges).items()
