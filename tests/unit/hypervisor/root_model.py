@@ -162,6 +162,7 @@ class RootModel:
         self.partitions: dict[int, Any] = {1: self.root}
         self.vps = [RootVp(self, index) for index in range(vps)]
         self.root.vps.extend(self.vps)
+        self.root_scheduler = None
         self.ports = Ports(self)  # type: ignore[arg-type]
         self.messages = RootMessages(self)  # type: ignore[arg-type]
         #: what the driver did: ("kick", partition, vp), ("doorbell", port), ("unknown", type)

@@ -77,7 +77,9 @@ class Made:
             )
             for index in range(vps)
         ]
-        child: Any = SimpleNamespace(vm=self.vm, vps=self.vps)
+        child: Any = SimpleNamespace(
+            vm=self.vm, vps=self.vps, hypervisor=SimpleNamespace(root_scheduler=None)
+        )
         self.interrupts = ChildInterrupts(child)
 
     def post(self, kind: int, vector: int = 0x40, destination: int = 0, control: int = 0) -> None:
