@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""x86 instructions: how long one is, and which memory it touches. Decoding itself is the iced-x86 library's.
+"""x86 instructions: how long one is, which memory it touches (:mod:`.decoder`), and its execution where that memory is
+a device's (:mod:`.emulator`). Decoding itself is the iced-x86 library's.
 
-Knows nothing of processors, partitions or KVM.
+Knows nothing of partitions or KVM.
 """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # numbers of iced-x86 (OpKind, EncodingKind, OpCodeTableKind, MandatoryPrefix, Register)
 _KIND_REGISTER, _KIND_BRANCH_END, _KIND_IMMEDIATE_END, _KIND_MEMORY = 0, 6, 15, 24
 _FIRST_GENERAL, _FIRST_EIP, _FIRST_VECTOR, _AFTER_VECTORS = 1, 69, 77, 173
+_FIRST_HIGH_BYTE, _AFTER_HIGH_BYTES = 5, 9
 LEGACY, VEX, EVEX = 0, 1, 2
 ONE_BYTE, TWO_BYTE, TABLE_38, TABLE_3A = 0, 1, 2, 3
 PREFIX_NONE, PREFIX_66, PREFIX_F3, PREFIX_F2 = 1, 2, 3, 4
@@ -143,7 +144,7 @@ def _register(register: int) -> Operand:
     size, number = extension.size(register), extension.number(register)
     if _FIRST_GENERAL <= register < _FIRST_EIP:
         full = extension.number(extension.full_register(register))
-        return general(full, size, 8 if size == 1 and number != full else 0)
+        return general(full, size, 8 if _FIRST_HIGH_BYTE <= register < _AFTER_HIGH_BYTES else 0)
     if _FIRST_VECTOR <= register < _AFTER_VECTORS:
         operand = Operand(VECTOR, size)
         operand.number = number
