@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from rootvisor.cli.app import main
+from rootvisor.cli import main
 
 if __name__ == "__main__":
     main()

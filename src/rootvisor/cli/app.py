@@ -28,6 +28,7 @@ _COMMANDS = {
     "trace": "rootvisor.cli.trace:trace",
     "bench": "rootvisor.cli.bench:bench",
     "peer": "rootvisor.cli.peer:peer",
+    "vmm": "rootvisor.cli.vmm:vmm",
 }
 """Command name to `module:attribute`. A command's module is imported when it is used: start-up stays quick.
 """

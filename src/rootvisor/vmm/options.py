@@ -65,9 +65,20 @@ class Option:
             return self.field.placeholder if self.field is not None else ""
         if self.table in (config.CONSOLE, config.SERIAL):
             return "off|null|pty|tty|file=FILE"
-        if self.table is api_tables.API_SOCKET or self.table is api_tables.EVENT_MONITOR:
+        if self.table in (api_tables.API_SOCKET, api_tables.EVENT_MONITOR):
             return f"[path=]{self.table.fields[0].placeholder}|fd=N"
-        return self.table.syntax()
+        first, *more = self.table.syntax().split(",")
+        if self.table.shorthand:
+            name, _, placeholder = first.partition("=")
+            first = f"[{name}=]{placeholder}"
+        return f"{first},..." if more else first
+
+    @property
+    def full_help(self) -> str:
+        """The help, with everything that the value can hold."""
+        if self.table is None or "..." not in self.metavar:
+            return self.help
+        return f"{self.help} Fields: {self.table.syntax().replace(',', ', ')}."
 
 
 OPTIONS = (
@@ -192,10 +203,11 @@ class CommandLine:
     """What a command line asks for.
 
     ``vm``: a checked configuration, None when none was given. ``restore``: a checked `RestoreConfig` or None.
-    ``api_socket``, ``event_monitor``: dicts with ``path`` or ``fd``, or None.
+    ``api_socket``, ``event_monitor``: dicts with ``path`` or ``fd``, or None. ``debug``: internal errors show their
+    traceback.
     """
 
-    __slots__ = ("api_socket", "event_monitor", "no_shutdown", "restore", "vm")
+    __slots__ = ("api_socket", "debug", "event_monitor", "no_shutdown", "restore", "vm")
 
     def __init__(
         self,
@@ -205,18 +217,20 @@ class CommandLine:
         api_socket: Document | None = None,
         event_monitor: Document | None = None,
         no_shutdown: bool = False,
+        debug: bool = False,
     ) -> None:
         self.vm = vm
         self.restore = restore
         self.api_socket = api_socket
         self.event_monitor = event_monitor
         self.no_shutdown = no_shutdown
+        self.debug = debug
 
 
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     """Options to values; nothing is opened. ConfigError with one line when they cannot be right."""
     vm: Document = {}
-    own: Document = {}
+    own: Document = {"debug": True} if "--debug" in arguments else {}
     given: dict[str, str] = {}
     for option, name, values in _options(arguments):
         target = own if option.group == CONTROL else vm
@@ -264,6 +278,8 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[Option, str, list[str]]
         option = BY_NAME.get(name)
         if option is None and name in _ABSENT:
             raise ConfigError(name, f"is not supported; {_ABSENT[name].refusal}")
+        if word == "--debug":
+            continue
         if option is None:
             what = "no such option" if word.startswith("-") else "an option is expected here"
             raise ConfigError(_shortened(name), what)
