@@ -38,6 +38,8 @@ _STOP_SECONDS = 2.0
 _ACCEPT_AGAIN_SECONDS = 0.2
 _READ_BYTES = 64 << 10
 _BACKLOG = 64
+_MAX_SOCKET_PATH = 107
+"""Bytes that struct sockaddr_un has room for."""
 
 
 class ApiError(Exception):
@@ -90,22 +92,33 @@ def _inherited(fd: int) -> socket:
 
 
 def _bound(path: str) -> socket:
-    """A socket that listens at a path. One that nobody listens at any more is removed first."""
+    """A socket that listens at a path, which appears when it does. One that nobody listens at any more is replaced."""
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ApiError(f"cannot listen at {path}: the path is too long for a socket")
     made = socket(AF_UNIX, SOCK_STREAM)
     folder = -1
+    draft = f".rootvisor-{os.getpid()}"
     try:
-        # Two that find the same old socket: the lock keeps the second from removing the first one's new one.
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Two that find the same old socket: the lock keeps the second from replacing the first one's new one.
         fcntl.flock(folder, fcntl.LOCK_EX)
         if os.path.lexists(path):
-            _remove_stale(path)
-        made.bind(path)
-        os.chmod(path, 0o600)  # nobody can connect before it listens
-        made.listen(_BACKLOG)
+            _refuse_unless_stale(path)
+        try:
+            os.unlink(draft, dir_fd=folder)  # of a process that had our number and was killed
+        except FileNotFoundError:
+            pass
+        made.bind(f"/proc/self/fd/{folder}/{draft}")
+        try:
+            os.chmod(draft, 0o600, dir_fd=folder)
+            made.listen(_BACKLOG)
+            os.rename(draft, os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(draft, dir_fd=folder)
+            raise
     except OSError as error:
         made.close()
-        reason = "the path is too long for a socket" if not error.errno else os.strerror(error.errno)
-        raise ApiError(f"cannot listen at {path}: {reason}") from error
+        raise ApiError(f"cannot listen at {path}: {os.strerror(error.errno or 0)}") from error
     except ApiError:
         made.close()
         raise
@@ -115,21 +128,19 @@ def _bound(path: str) -> socket:
     return made
 
 
-def _remove_stale(path: str) -> None:
+def _refuse_unless_stale(path: str) -> None:
+    """ApiError when a path is no socket, or somebody listens at it."""
     if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
         raise ApiError(f"cannot listen at {path}: there is a file that is no socket; choose another path")
     probe = socket(AF_UNIX, SOCK_STREAM)
     probe.settimeout(1)
     try:
         probe.connect(path)
-    except OSError as error:
-        if error.errno != errno.ECONNREFUSED:
-            raise
-        os.unlink(path)
-    else:
-        raise ApiError(f"cannot listen at {path}: another process does; choose another path")
+    except ConnectionRefusedError:
+        return
     finally:
         probe.close()
+    raise ApiError(f"cannot listen at {path}: another process does; choose another path")
 
 
 class _Connection:

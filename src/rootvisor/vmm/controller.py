@@ -8,7 +8,7 @@ allow gives a `ControlError` and changes nothing; a machine that could not be ma
 from __future__ import annotations
 
 import os
-from _queue import SimpleQueue
+import select
 from _thread import RLock
 
 from . import config as tables
@@ -141,12 +141,15 @@ class Controller:
         "_failure",
         "_generation",
         "_happened",
+        "_happened_lock",
         "_lock",
         "_machine",
         "_machine_class",
         "_monitor",
         "_state",
         "_stays",
+        "_wake_read",
+        "wake_fd",
     )
 
     def __init__(
@@ -162,7 +165,12 @@ class Controller:
         self._generation = 0
         self._failure = ""
         #: (generation of the machine, event): what `run` has to deal with, outside the threads that noticed it
-        self._happened: SimpleQueue[tuple[int, str]] = SimpleQueue()
+        self._happened: list[tuple[int, str]] = []
+        self._happened_lock = RLock()
+        self._wake_read, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """A byte written to ``wake_fd`` makes `run` look; for `signal.set_wakeup_fd`. The kernel may hand a signal to
+        any thread, and nothing else would tell the main thread, in which Python runs the handlers.
+        """
 
     # --- the virtual machine --------------------------------------------------------------------------------------
     def create(self, config: Document) -> None:
@@ -412,27 +420,50 @@ class Controller:
         """End the guest and the VMM: `run` returns 0."""
         self.delete()
         self._report("vmm", "shutdown")
-        self._happened.put((0, "end 0"))
+        self.end(0)
 
     def end(self, status: int) -> None:
         """Let `run` end the guest and return ``status``. For signal handlers: does not wait."""
-        self._happened.put((0, f"end {status}"))
+        self._post(0, f"end {status}")
 
     def press(self) -> None:
         """Press the power button if there is one, later. For signal handlers: does not wait."""
-        self._happened.put((0, "press"))
+        self._post(0, "press")
 
     def run(self) -> int:
         """Deal with what the guest does, until the VMM ends; its exit status: 1 when the machine failed, else 0.
 
         `failure` says why.
         """
+        woken = select.poll()
+        woken.register(self._wake_read, select.POLLIN)
         while True:
-            generation, event = self._happened.get()
-            status = self._deal_with(generation, event)
-            if status is not None:
-                self.delete()
-                return status
+            woken.poll()
+            os.read(self._wake_read, 4096)
+            while self._happened:
+                status = self._deal_with(*self._happened.pop(0))
+                if status is not None:
+                    self.delete()
+                    return status
+
+    def close(self) -> None:
+        """End the virtual machine; the controller is not used any more."""
+        self.delete()
+        with self._happened_lock:
+            if self.wake_fd >= 0:
+                os.close(self.wake_fd)
+                os.close(self._wake_read)
+                self.wake_fd = self._wake_read = -1
+
+    def _post(self, generation: int, event: str) -> None:
+        """Give `run` something to deal with, from any thread."""
+        with self._happened_lock:
+            if self.wake_fd >= 0:
+                self._happened.append((generation, event))
+                try:
+                    os.write(self.wake_fd, b"\0")
+                except BlockingIOError:
+                    pass  # full: `run` will look anyhow
 
     @property
     def failure(self) -> str:
@@ -517,10 +548,10 @@ class Controller:
             self._report("guest", event, details)
         elif event == "failed":
             self._report("vm", event, details)
-            self._happened.put((generation, f"failed {details.get('reason', '')}"))
+            self._post(generation, f"failed {details.get('reason', '')}")
         else:
             self._report("guest", event, details)
-            self._happened.put((generation, event))
+            self._post(generation, event)
 
     def _report(self, source: str, event: str, properties: dict[str, str] | None = None) -> None:
         if self._monitor is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIGHUP, SIGINT, SIGPWR, SIGTERM, signal  # type: ignore[import-not-found, unused-ignore]
+from _signal import SIGHUP, SIGINT, SIGPWR, SIGTERM, set_wakeup_fd, signal  # type: ignore[import-not-found, unused-ignore]
 
 from .controller import ControlError, Controller
 
@@ -70,7 +70,8 @@ class _Process:
             finally:
                 if self._server is not None:
                     self._server.stop()
-                controller.delete()
+                set_wakeup_fd(-1)
+                controller.close()
         except _Refusal as refusal:
             if self._command_line.debug and refusal.__cause__ is not None:
                 _show_traceback(refusal.__cause__)
@@ -132,6 +133,7 @@ class _Process:
             self._interrupted = True
             controller.end(128 + number)
 
+        set_wakeup_fd(controller.wake_fd, warn_on_full_buffer=False)
         for number in (SIGINT, SIGTERM, SIGHUP):
             signal(number, end)
         signal(SIGPWR, lambda _number, _frame: controller.press())

@@ -29,7 +29,7 @@ def controller(machines: list[FakeMachine]) -> Iterator[Controller]:
     """A controller of fake machines; what it made is gone in the end."""
     made = Controller(FakeMachine)
     yield made
-    made.delete()
+    made.close()
 
 
 @pytest.fixture

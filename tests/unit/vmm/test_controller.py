@@ -40,7 +40,7 @@ def recorder() -> Recorder:
 def controller(machines: list[FakeMachine], recorder: Recorder) -> Iterator[Controller]:
     made = Controller(FakeMachine, recorder)  # type: ignore[arg-type]
     yield made
-    made.delete()
+    made.close()
 
 
 @pytest.fixture
@@ -405,6 +405,8 @@ def test_run_vmm_that_stays_outlives_its_guest(machines: list[FakeMachine]) -> N
     thread.join(10)
     assert not thread.is_alive()
     assert machines[-1].state == "stopped"
+    controller.close()
+    controller.press()  # too late, and no error
 
 
 def test_run_signal_presses_the_button(running: Controller, machines: list[FakeMachine]) -> None:
