@@ -62,6 +62,17 @@ class ConfigSpace:
         self._data[reg.STATUS] |= reg.STATUS_CAPABILITY_LIST
         return offset
 
+    def save(self) -> bytes:
+        """All bytes, the zeroes at the end left out."""
+        return bytes(self._data).rstrip(b"\0")
+
+    def restore(self, saved: bytes) -> None:
+        """Put back what the guest can write; everything else stays as this function has it."""
+        saved = saved.ljust(reg.CONFIG_SPACE_BYTES, b"\0")
+        for offset, mask in enumerate(self._mask):
+            if mask:
+                self._data[offset] = self._data[offset] & ~mask & 0xFF | saved[offset] & mask
+
     def clear_writable(self) -> None:
         """Zero every bit the guest may write, as a reset does."""
         for offset, mask in enumerate(self._mask):

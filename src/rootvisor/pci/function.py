@@ -99,6 +99,11 @@ class PciFunction:
             platform = root.platform
             self.msix.attach(lambda: platform.msi_vector(bdf))
 
+    def detach(self) -> None:
+        """The function lost its place; called by `PciRoot.remove` after a reset."""
+        self._root = None
+        self.bdf = None
+
     def bar_address(self, bar: Bar) -> int:
         """The address that the guest (or firmware) wrote to the BAR."""
         return self.config.get(bar.register, bar.register_bytes) & bar.mask
@@ -132,6 +137,36 @@ class PciFunction:
         self._update_decoding()
         if self.msix is not None:
             self.msix.reset()
+
+    def save(self) -> dict[str, object]:
+        """What the guest did to the function, as plain data that `marshal` takes; nothing may change meanwhile."""
+        state: dict[str, object] = {"config": self.config.save()}
+        if self.msix is not None:
+            state["msix"] = self.msix.save()
+        return state
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Make a function that nobody has touched yet what another one of its kind was when it was saved.
+
+        It is in its place in the root complex already. Raises `ValueError` for what is no such state.
+        """
+        config, msix = state.get("config"), state.get("msix")
+        if not isinstance(config, bytes) or config[:4] != bytes(self.config.save()[:4]):
+            raise ValueError(f"the saved state is of another PCI function than {self.describe()}")
+        if self.msix is not None:
+            if not isinstance(msix, dict):
+                raise ValueError(f"the saved state of {self.describe()} lacks its interrupts")
+            self.msix.restore(msix)
+        self.config.restore(config)
+        self._update_decoding()
+        self._update_msix()
+
+    def describe(self) -> str:
+        """Its ids, for messages."""
+        return f"{self.config.get(reg.VENDOR_ID, 2):04x}:{self.config.get(reg.DEVICE_ID, 2):04x}"
+
+    def close(self) -> None:
+        """Release what the function holds of the host. It is of no use any more."""
 
     def bar_moved(self, bar: Bar) -> None:
         """`bar.mapped_at` changed. For subclasses that route accesses elsewhere as well (ioeventfds)."""

@@ -129,6 +129,21 @@ class MsixTable:
                     vector.program(0, 0)
                 self._programmed[index] = (0, 0)
 
+    def save(self) -> dict[str, object]:
+        """The table and which vectors wait for their unmask; whether MSI-X is on is in configuration space."""
+        bits = self.read_pending(0, self.pba_bytes)
+        with self._lock:
+            return {"table": bytes(self._table), "pending": bits}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take a saved table; before configuration space is restored. Raises `ValueError`."""
+        table, bits = state.get("table"), state.get("pending")
+        if not isinstance(table, bytes) or len(table) != len(self._table) or not isinstance(bits, int):
+            raise ValueError(f"not the saved state of {self.count} MSI-X vectors")
+        with self._lock:
+            self._table[:] = table
+            self._pending = [bool(bits >> index & 1) for index in range(self.count)]
+
     def read_table(self, offset: int, size: int) -> int:
         """A guest's read of the table."""
         if offset < 0 or offset + size > len(self._table):

@@ -77,6 +77,18 @@ class PciRoot:
             function.attach(self, bdf)
             return bdf
 
+    def remove(self, bdf: int) -> PciFunction:
+        """Take a function out, while the guest runs too: it is reset, and nothing answers in its place any more.
+
+        The function comes back for the caller to close. Raises `KeyError` when there is none.
+        """
+        with self._lock:
+            function = self._functions[bdf]
+            function.reset()
+            del self._functions[bdf]
+            function.detach()
+            return function
+
     def assign_bars(self) -> None:
         """Give every BAR an address, largest first in each window, and enable nothing: the firmware's part.
 
@@ -118,11 +130,12 @@ class PciRoot:
 
     def config_write(self, bdf: int, offset: int, size: int, value: int) -> None:
         """Configuration write; dropped where there is no function or the access crosses the 4 KiB."""
-        function = self._functions.get(bdf)
-        if function is None or offset < 0 or offset + size > reg.CONFIG_SPACE_BYTES:
+        if offset < 0 or offset + size > reg.CONFIG_SPACE_BYTES:
             return
         with self._lock:
-            function.config_write(offset, size, value)
+            function = self._functions.get(bdf)
+            if function is not None:
+                function.config_write(offset, size, value)
 
     def read(self, offset: int, size: int) -> int:
         """ECAM read: bus 27:20, device 19:15, function 14:12, register 11:0 (PCIe 3.0, 7.2.2)."""

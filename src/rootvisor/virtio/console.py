@@ -17,6 +17,7 @@ from .registers import DEVICE_CONSOLE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from .queue import Queue
 
@@ -121,7 +122,10 @@ class Console(VirtioDevice):
             port.detach_queues()
 
     def set_dma(self, enabled: bool) -> None:
-        """Input waits for the guest's memory too."""
+        """Input waits for the guest's memory too, output for the host on our side."""
+        if not enabled:
+            for port in self.ports:
+                port.settle()
         super().set_dma(enabled)
         if enabled:
             for port in self.ports:
@@ -141,6 +145,26 @@ class Console(VirtioDevice):
                 port.pump_output()
             else:
                 port.poll_input()
+
+    def save(self) -> dict[str, object]:
+        """What the driver knows of the ports."""
+        return {
+            "ready": self._driver_ready,
+            "waiting": list(self._waiting),
+            "ports": [port.save() for port in self.ports],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Ports are open where they were."""
+        ports = state["ports"]
+        if len(ports) != len(self.ports):
+            raise ValueError(f"{self.name} has {len(self.ports)} ports, not {len(ports)}")
+        self._driver_ready = bool(state["ready"])
+        self._waiting = [bytes(message) for message in state["waiting"][:_MAX_WAITING]]
+        for port, saved in zip(self.ports, ports, strict=True):
+            port.restore(saved)
+        # The terminal may have another size here.
+        self.worker.post(self._resized)
 
     def close(self) -> None:
         """Write out what is left of the consoles' output and release the descriptors."""

@@ -11,6 +11,7 @@ from .stream import InputStream, OutputStream, advance
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from .queue import Chain, Queue
     from .worker import Worker
@@ -141,6 +142,27 @@ class Port:
             if not more:
                 self._finish_close()
                 return
+
+    def settle(self) -> None:
+        """Hold on to no request: the rest of its output waits here."""
+        if self._held is None or self.tx is None:
+            return
+        if self._held_rest:
+            for view in self._held_rest:
+                self._backlog += view
+            self._await_output()
+        self.tx.push(self._held, 0)
+        self.tx.notify()
+        self._held, self._held_rest = None, []
+
+    def save(self) -> list[object]:
+        """What the driver did. Output that the host has not taken is still this port's to write."""
+        return [self.ready, self.guest_open]
+
+    def restore(self, saved: list[Any]) -> None:
+        """As saved."""
+        ready, guest_open = saved
+        self.ready, self.guest_open = bool(ready), bool(guest_open)
 
     def drain(self) -> None:
         """Write out what is left, once the device's thread has ended.

@@ -115,6 +115,24 @@ class VirtioDevice:
                 if enabled and self.serves(queue.index):
                     os.eventfd_write(queue.kick_fd, 1)
 
+    def pause(self) -> None:
+        """Come to an end with requests under way, before the transport takes the rings away (`set_dma`)."""
+
+    def save(self) -> dict[str, object]:
+        """The device's own state besides its rings, as plain data; while paused."""
+        return {}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take saved state, before `activate`. Raises `ValueError`."""
+
+    def save_ring(self, queue: Queue) -> list[int]:
+        """Where a ring stands; while paused."""
+        return queue.save()
+
+    def restore_ring(self, queue: Queue, position: list[int]) -> None:
+        """Where a ring goes on, before `activate`. Raises `ValueError`."""
+        queue.restore(position)
+
     def handle_queue(self, queue: Queue) -> None:
         """The driver kicked `queue`. The default takes every request to `handle_request`."""
         while True:

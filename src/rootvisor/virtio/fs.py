@@ -25,6 +25,9 @@ class Fs(VhostUserDevice):
         fd: socket connected to the backend (Debian 12: /usr/lib/qemu/virtiofsd, later the Rust virtiofsd).
         tag: the name to mount by, at most 36 bytes.
 
+    A restored guest finds another virtiofsd, which knows nothing of the files that it had open: every access gives EIO
+    until the file system is mounted anew.
+
     Raises `ValueError` for a tag that does not fit, `VhostUserError` when the backend does not answer.
     """
 

@@ -110,6 +110,15 @@ class NetDevice(VirtioDevice):
                 self._set_config()
                 self.config_changed()
 
+    def save(self) -> dict[str, object]:
+        """The link."""
+        return {"link": self.link_up}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """As the driver knows it."""
+        self.link_up = bool(state["link"])
+        self._set_config()
+
     def _set_config(self) -> None:
         self.config = _CONFIG.pack(self.mac, _LINK_UP if self.link_up else 0, 1, self.mtu or 0)
 

@@ -61,6 +61,20 @@ class PackedQueue(Queue):
         self._used_wrap = True
         self._unsignalled = 0
 
+    def save(self) -> list[int]:
+        """The next available entry and its wrap counter, the next used one and its, and entries not told of yet."""
+        return [self._next, int(self._wrap), self._used_next, int(self._used_wrap), self._unsignalled]
+
+    def restore(self, position: Sequence[int]) -> None:
+        """As saved."""
+        limits = (self.size, 2, self.size, 2, self.size + 1)
+        self._next, wrap, self._used_next, used_wrap, self._unsignalled = self._position(position, limits)
+        self._wrap, self._used_wrap = bool(wrap), bool(used_wrap)
+
+    def idle(self) -> bool:
+        """The entry at which a backend would go on is not available; entries in its hands cannot be seen from here."""
+        return True
+
     def pop(self) -> Chain | None:
         """The next request of the descriptor ring, or `None`."""
         if not self.dma or not self._available():

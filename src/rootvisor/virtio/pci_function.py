@@ -31,6 +31,8 @@ from .transport import QueueRegisters, Transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..pci.bar import Bar
     from ..pci.msix import MsixTable
     from ..pci.platform import PciPlatform
@@ -141,6 +143,32 @@ class VirtioPciFunction(PciFunction):
                 self._platform.coalesce_writes(bar.mapped_at + offset, size, True)
         self._passive_at = bar.mapped_at
 
+    def pause(self) -> None:
+        """See `Transport.pause`."""
+        self.transport.pause()
+
+    def resume(self) -> None:
+        """See `Transport.resume`."""
+        self.transport.resume()
+
+    def save(self) -> dict[str, object]:
+        """Function and device; while paused."""
+        return {**super().save(), "virtio": self.transport.save()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Function and device; paused until `resume`. Raises `ValueError`."""
+        virtio = state.get("virtio")
+        if not isinstance(virtio, dict):
+            raise ValueError(f"the saved state of {self.describe()} lacks its device")
+        self.transport.restore(virtio)
+        try:
+            super().restore(state)
+        except ValueError:
+            self.reset()
+            raise
+        self._bus_master = bool(self.command & pci.COMMAND_BUS_MASTER)
+        self.transport.set_dma(self._bus_master)
+
     def close(self) -> None:
         """Stop the device and release its resources."""
         self.transport.close()
@@ -172,6 +200,19 @@ class PciTransport(Transport):
         self._bar = bar
         self._msix = msix
         self._ioeventfds: dict[int, int] = {}
+
+    def save(self) -> dict[str, object]:
+        """With the registers of the PCI form."""
+        select = [self.feature_select, self.driver_feature_select, self.queue_select]
+        return {**super().save(), "select": select, "config_vector": self.config_vector, "isr": self._isr}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self.feature_select, self.driver_feature_select, self.queue_select = map(int, state["select"])
+        self.config_vector = self.vector(int(state["config_vector"]))
+        self._isr = int(state["isr"])
+        for registers in self.registers:
+            registers.vector = self.vector(registers.vector)
 
     def read_isr(self) -> int:
         """The ISR status; reading clears it."""

@@ -116,6 +116,7 @@ class Queue:
     """
 
     __slots__ = (
+        "_buffer",
         "_event_idx",
         "_indirect",
         "_interrupt",
@@ -149,6 +150,7 @@ class Queue:
         self.counters = counters or QueueCounters()
         self.dma = True
         self._view = memory.view
+        self._buffer: Callable[[int, int], memoryview] = memory.view
         self._interrupt = interrupt
         self._indirect = bool(features & F_INDIRECT_DESC)
         self._event_idx = bool(features & F_EVENT_IDX)
@@ -156,6 +158,14 @@ class Queue:
 
     def _lay_out(self) -> None:
         """Find the ring's areas. Raises `QueueError`."""
+        raise NotImplementedError
+
+    def save(self) -> list[int]:
+        """Where the ring stands, as `restore` takes it; no request may be popped and not pushed."""
+        raise NotImplementedError
+
+    def restore(self, position: Sequence[int]) -> None:
+        """Go on where another queue with these areas was saved. Raises `ValueError`."""
         raise NotImplementedError
 
     def pop(self) -> Chain | None:
@@ -181,6 +191,10 @@ class Queue:
             if self._interrupt is not None:
                 self._interrupt()
 
+    def idle(self) -> bool:
+        """Whether the driver has got back everything that it gave, as far as memory tells."""
+        raise NotImplementedError
+
     def quiet(self) -> None:
         """Ask the driver for no kicks: the device is looking anyway."""
         raise NotImplementedError
@@ -192,6 +206,15 @@ class Queue:
     def _wants_interrupt(self) -> bool:
         raise NotImplementedError
 
+    def _position(self, saved: Sequence[int], limits: Sequence[int]) -> list[int]:
+        """Saved numbers, each checked to be below its limit."""
+        if len(saved) != len(limits) or not all(
+            isinstance(number, int) and 0 <= number < limit
+            for number, limit in zip(saved, limits, strict=True)
+        ):
+            raise ValueError(f"queue {self.index}: not a position in its ring: {saved!r}")
+        return list(saved)
+
     def _area(self, name: str, gpa: int, length: int, alignment: int) -> memoryview:
         if gpa % alignment:
             raise QueueError(f"queue {self.index}: {name} at {gpa:#x} is not aligned to {alignment} bytes")
@@ -200,15 +223,26 @@ class Queue:
         except ValueError as error:
             raise QueueError(f"queue {self.index}: {name} at {gpa:#x} is outside guest RAM") from error
 
+    def observe(self, seen: Callable[[int, int], None]) -> None:
+        """Have `seen` called with address and length of each buffer, for devices to which these are the data."""
+        view = self._view
+
+        def viewed(address: int, length: int) -> memoryview:
+            found = view(address, length)
+            seen(address, length)
+            return found
+
+        self._buffer = viewed
+
     def _append(self, chain: Chain, address: int, length: int, flags: int) -> None:
         """Add one buffer to a chain, readable ones first."""
         if not flags & DESC_WRITE:
             if chain.writable:
                 raise QueueError(f"queue {self.index}: a readable buffer follows a writable one")
             if length:
-                chain.readable.append(self._view(address, length))
+                chain.readable.append(self._buffer(address, length))
         elif length:
-            chain.writable.append(self._view(address, length))
+            chain.writable.append(self._buffer(address, length))
 
     def _indirect_table(self, address: int, length: int, flags: int) -> memoryview:
         if not self._indirect or flags & DESC_NEXT:

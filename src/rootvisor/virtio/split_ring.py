@@ -45,6 +45,18 @@ class SplitQueue(Queue):
         self._used_index = 0
         self._signalled = 0
 
+    def save(self) -> list[int]:
+        """The next available index, the next used index, and the one that the driver was last told of."""
+        return [self._next, self._used_index, self._signalled]
+
+    def restore(self, position: Sequence[int]) -> None:
+        """As saved."""
+        self._next, self._used_index, self._signalled = self._position(position, (0x10000,) * 3)
+
+    def idle(self) -> bool:
+        """Used and available index agree."""
+        return self._avail[1] == self._used16[1]
+
     def pop(self) -> Chain | None:
         """The next request of the available ring, or `None`."""
         avail = self._avail

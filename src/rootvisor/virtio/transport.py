@@ -21,6 +21,8 @@ from .split_ring import SplitQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .device import VirtioDevice
     from .memory import GuestMemory
 
@@ -60,6 +62,22 @@ class QueueRegisters:
         self.enabled = False
         self.queue = None
 
+    def save(self, position: list[int] | None) -> list[object]:
+        """As `restore` takes it, with the place in the ring."""
+        addresses = [self.desc, self.driver, self.device]
+        return [self.size, *addresses, self.vector, self.enabled, position]
+
+    def restore(self, saved: list[Any]) -> list[int] | None:
+        """Take saved registers; returns the place in the ring."""
+        size, desc, driver, device, vector, enabled, position = saved
+        if not 0 < size <= self.max_size:
+            raise ValueError(f"queue {self.index} has at most {self.max_size} entries, not {size}")
+        self.size = size
+        self.desc, self.driver, self.device = desc & _MASK_64, driver & _MASK_64, device & _MASK_64
+        self.vector = vector & 0xFFFF
+        self.enabled = bool(enabled)
+        return position if position is None else list(position)
+
 
 class Transport:
     """Status, features and queues of one device. A transport turns register accesses into calls of these methods.
@@ -76,6 +94,8 @@ class Transport:
         self._memory = memory
         self._dma = True
         self._closed = False
+        self._paused = False
+        self._restored = False
         device.memory = memory
         device.config_changed = self.config_changed
         device.request_reset = self._needs_reset
@@ -130,25 +150,12 @@ class Transport:
                 return
             if self.status & STATUS_NEEDS_RESET or self._closed:
                 return
-            if registers.kick_fd < 0:
-                registers.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            kind = PackedQueue if self.driver_features & F_RING_PACKED else SplitQueue
-            addresses = QueueAddresses(registers.size, registers.desc, registers.driver, registers.device)
             try:
-                registers.queue = kind(
-                    self._memory,
-                    registers.index,
-                    addresses,
-                    self.driver_features,
-                    kick_fd=registers.kick_fd,
-                    interrupt=lambda: self.queue_interrupt(registers),
-                    call_fd=lambda: self.call_fd(registers),
-                    counters=self.device.counters[registers.index],
-                )
+                registers.queue = self._make_queue(registers)
             except QueueError as error:
                 self.device.fail(str(error))
                 return
-            registers.queue.dma = self._dma
+            registers.queue.dma = self._dma and not self._paused
             registers.enabled = True
             self.queue_live(registers, True)
             if self.device.active:
@@ -188,10 +195,127 @@ class Transport:
         with self.device.lock:
             if enabled != self._dma:
                 self._dma = enabled
+                if not self._paused:
+                    self._apply_dma()
+
+    def pause(self) -> None:
+        """Touch no guest memory and have no request under way, until `resume`. The processors are stopped.
+
+        Raises `VhostError` when a backend does not come to an end with its requests; then nothing has changed.
+        """
+        with self.device.lock:
+            if not self._paused:
+                self.device.pause()
+                self._paused = True
+                self._apply_dma()
+
+    def resume(self) -> None:
+        """Go on after `pause`, or begin after `restore`."""
+        with self.device.lock:
+            if not self._paused:
+                return
+            self._paused = False
+            restored, self._restored = self._restored, False
+            if restored and self._runs():
+                self._activate()
+            self._apply_dma()
+            if restored and self.device.active:
+                # What was done before the snapshot may not have been told; one interrupt too many does no harm.
                 for registers in self.registers:
-                    if registers.queue is not None:
-                        registers.queue.dma = enabled
-                self.device.set_dma(enabled)
+                    if registers.queue is not None and self._dma:
+                        self.queue_interrupt(registers)
+
+    def save(self) -> dict[str, object]:
+        """Everything about device and driver that `restore` needs, as plain data that `marshal` takes.
+
+        Only while paused.
+        """
+        with self.device.lock:
+            if not self._paused:
+                raise RuntimeError(f"{self.device.name} is saved while it runs")
+            queues: list[object] = []
+            for registers in self.registers:
+                queue = registers.queue
+                position = None if queue is None else self.device.save_ring(queue)
+                queues.append(registers.save(position))
+            return {
+                "type": self.device.device_type,
+                "status": self.status,
+                "generation": self.generation,
+                "features": self.driver_features,
+                "queues": queues,
+                "device": self.device.save(),
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Make a device that no driver has touched what another one was when it was saved; paused until `resume`.
+
+        Raises `ValueError` when the state is another device's, or the driver uses what this one does not offer.
+        """
+        device = self.device
+        with device.lock:
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+                self.reset()
+                raise ValueError(f"the saved state of {device.name} is damaged: {error!r}") from error
+            except QueueError as error:
+                self.reset()
+                raise ValueError(f"the saved state of {device.name}: {error}") from error
+            except ValueError:
+                self.reset()
+                raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        device = self.device
+        if self.status or device.active:
+            raise ValueError(f"{device.name} is in use")
+        queues, features = state["queues"], state["features"]
+        if state["type"] != device.device_type or len(queues) > len(self.registers):
+            raise ValueError(f"the saved state is of another device than {device.name}")
+        missing = features & ~device.features
+        if missing:
+            raise ValueError(f"{device.name} lacks features that the guest uses: {missing:#x}")
+        self._paused = True
+        self._restored = True
+        self.status, self.generation = state["status"] & 0xFF, state["generation"] & 0xFF
+        self.driver_features = features
+        device.restore(state["device"])
+        for registers, saved in zip(self.registers, queues, strict=False):
+            position = registers.restore(saved)
+            if registers.enabled:
+                registers.queue = self._make_queue(registers)
+                registers.queue.dma = False
+                if position is not None:
+                    device.restore_ring(registers.queue, position)
+                self.queue_live(registers, True)
+
+    def _runs(self) -> bool:
+        stopped = self.status & (STATUS_FAILED | STATUS_NEEDS_RESET)
+        return bool(self.status & STATUS_DRIVER_OK) and not stopped
+
+    def _apply_dma(self) -> None:
+        enabled = self._dma and not self._paused
+        for registers in self.registers:
+            if registers.queue is not None:
+                registers.queue.dma = enabled
+        self.device.set_dma(enabled)
+
+    def _make_queue(self, registers: QueueRegisters) -> Queue:
+        """Raises `QueueError`."""
+        if registers.kick_fd < 0:
+            registers.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        kind = PackedQueue if self.driver_features & F_RING_PACKED else SplitQueue
+        return kind(
+            self._memory,
+            registers.index,
+            QueueAddresses(registers.size, registers.desc, registers.driver, registers.device),
+            self.driver_features,
+            kick_fd=registers.kick_fd,
+            interrupt=lambda: self.queue_interrupt(registers),
+            call_fd=lambda: self.call_fd(registers),
+            counters=self.device.counters[registers.index],
+        )
 
     def config_changed(self) -> None:
         """The device's configuration structure reads differently now."""
@@ -209,6 +333,7 @@ class Transport:
                 registers.clear()
             self.status = 0
             self.driver_features = 0
+            self._restored = False
 
     def close(self) -> None:
         """Stop the device for good and release its descriptors."""

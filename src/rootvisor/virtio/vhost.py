@@ -7,6 +7,9 @@ request passes through Python.
 
 from __future__ import annotations
 
+import os
+import time
+
 from .device import VirtioDevice
 from .registers import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 # What a backend may offer about rings. Its other bits there are not the driver's business: logging of dirty pages, or
 # addresses behind an IOMMU. A reset of a single queue is not in these protocols.
 RING_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | F_RING_PACKED
+
+_DRAIN_SECONDS = 10
+_DRAIN_STEP = 0.0005
 
 # "Descriptor 0, wrap counter 1", for the available and the used side of a packed ring.
 _PACKED_START = 0x8000_8000
@@ -33,7 +39,11 @@ class VhostDevice(VirtioDevice):
 
     Arguments:
         rings: how many queues, from 0 on, are the backend's (default all); the others come to `handle_queue`.
+
+    `drains`: every request is answered soon, and the backend may go on with it after it gave its ring back.
     """
+
+    drains = False
 
     def __init__(
         self, name: str, features: int, queue_sizes: Sequence[int], *, rings: int | None = None
@@ -101,6 +111,46 @@ class VhostDevice(VirtioDevice):
             else:
                 self._stop(queue.index)
 
+    def pause(self) -> None:
+        """Wait for requests under way, where the backend goes on with them after its ring has been stopped.
+
+        Raises `VhostError` when they do not end.
+        """
+        if not self.drains:
+            return
+        waiting = [queue for queue in self.queues if queue is not None and queue.index in self._running]
+        for queue in waiting:
+            # The driver may have been stopped between its request and its kick.
+            os.eventfd_write(queue.kick_fd, 1)
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while not all(queue.idle() for queue in waiting):
+            if self.ended():
+                return
+            if time.monotonic() > deadline:
+                raise VhostError(
+                    f"{self.name}: requests are under way for more than {_DRAIN_SECONDS} seconds"
+                )
+            time.sleep(_DRAIN_STEP)
+
+    def ended(self) -> bool:
+        """Whether the backend is gone."""
+        return False
+
+    def save_ring(self, queue: Queue) -> list[int]:
+        """Where the backend stopped; nothing for a ring that never ran."""
+        if self.serves(queue.index):
+            return super().save_ring(queue)
+        return [self._bases[queue.index]] if queue.index in self._bases else []
+
+    def restore_ring(self, queue: Queue, position: list[int]) -> None:
+        """Where the backend will start."""
+        if self.serves(queue.index):
+            super().restore_ring(queue, position)
+        elif position:
+            if len(position) != 1 or not isinstance(position[0], int) or not 0 <= position[0] < 1 << 32:
+                raise ValueError(f"queue {queue.index}: not a position of a backend: {position!r}")
+            self._bases[queue.index] = position[0]
+
     def handle_queue(self, queue: Queue) -> None:
         """Nothing: kicks go to the backend."""
 
@@ -119,6 +169,9 @@ class VhostDevice(VirtioDevice):
         self._running.add(index)
         try:
             self.start_ring(queue, self._bases.get(index, initial))
+            if index in self._bases:
+                # A kick may have been lost while nobody listened.
+                os.eventfd_write(queue.kick_fd, 1)
         except VhostError as error:
             self.lost(str(error))
 

@@ -187,12 +187,9 @@ class VhostUserConnection:
 
     def ended(self) -> bool:
         """Whether the backend has closed its side."""
-        try:
-            return not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        poll = select.poll()
+        poll.register(self.fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _call(self, request: int, payload: bytes, fds: Sequence[int], flags: int = 0) -> bytes:
         self._send(request, flags, payload, fds)
@@ -370,6 +367,10 @@ class VhostUserDevice(VhostDevice):
         if self.backend_features & F_PROTOCOL_FEATURES:
             self.connection.set_state(SET_VRING_ENABLE, index, 0)
         return self.connection.get_base(index)
+
+    def ended(self) -> bool:
+        """Whether the backend is gone."""
+        return not self._alive or self.connection.ended()
 
     def close(self) -> None:
         """Stop the rings and hang up."""

@@ -95,6 +95,10 @@ class Vsock(VhostKernelDevice):
         if queue is not None:
             self.handle_queue(queue)
 
+    def restore(self, state: dict[str, object]) -> None:
+        """The kernel knows nothing of connections that there were."""
+        self._tell_reset = True
+
     def handle_queue(self, queue: Queue) -> None:
         """Buffers for events wait in the queue until there is one."""
         if queue.index != _EVENT_QUEUE or not self._tell_reset:

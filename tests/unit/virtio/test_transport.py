@@ -12,6 +12,7 @@ import pytest
 
 from rootvisor.pci import registers as pci
 from rootvisor.virtio.device import RING_FEATURES
+from rootvisor.virtio.pci_function import VirtioPciFunction
 from rootvisor.virtio.registers import (
     F_RING_PACKED,
     F_VERSION_1,
@@ -268,3 +269,47 @@ def test_status_keeps_features_ok_on_later_writes(guest: Guest) -> None:
     guest.write(20, 1, 3)
     assert guest.status & STATUS_FEATURES_OK
     assert guest.memory.read(RAM_BASE, 1) == b"\0"
+
+
+def test_function_removed_while_it_works_lets_go_of_everything(guest: Guest) -> None:
+    start(guest)
+    ring = guest.rings[0]
+    for _ in range(8):
+        ring.add([(guest.memory.allocate(64), 64, True)])
+    guest.kick(0)
+    bar = guest.bar
+    assert guest.root.remove(guest.bdf) is guest.function
+    guest.function.close()
+    assert not guest.platform.ioeventfds and not guest.platform.mmio.ranges
+    assert guest.config_read(0, 4) == 0xFFFFFFFF
+    assert all(vector.masked for vector in guest.platform.vectors)
+    done = len(ring.used())
+    guest.config_write(pci.COMMAND, 2, pci.COMMAND_MEMORY | pci.COMMAND_BUS_MASTER)
+    assert guest.platform.mmio.read(bar, 4) == 0xFFFFFFFF
+    assert done + len(ring.used()) <= 8
+
+
+def test_function_added_while_the_guest_runs_works_in_the_place_of_another(guest: Guest) -> None:
+    start(guest)
+    place, bar = guest.bdf, guest.bar
+    guest.root.remove(place)
+    guest.function.close()
+    again = Guest.__new__(Guest)
+    again.__dict__.update(guest.__dict__)
+    again.device = Rng()
+    again.function = VirtioPciFunction(again.device, guest.platform)
+    assert guest.root.add(again.function, place >> 3) == place
+    again.platform.vectors.clear()
+    # The guest gives the address; nothing is decoded before it does.
+    assert not guest.platform.mmio.ranges
+    again.config_write(pci.BAR_0, 4, bar & 0xFFFFFFFF)
+    again.config_write(pci.BAR_0 + 4, 4, bar >> 32)
+    again.config_write(pci.COMMAND, 2, pci.COMMAND_MEMORY | pci.COMMAND_BUS_MASTER)
+    start(again)
+    assert len(fill(again)) == 64
+    again.function.close()
+
+
+def test_removing_nothing_is_a_key_error(guest: Guest) -> None:
+    with pytest.raises(KeyError):
+        guest.root.remove(31 << 3)

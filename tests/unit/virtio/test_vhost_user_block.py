@@ -39,21 +39,31 @@ class Disk:
     def __init__(
         self, path: Path, image_format: str, *, features: int = ALL, readonly: bool = False, queues: int = 1
     ) -> None:
-        self.path, self.format = path, image_format
+        self.path, self.format, self.features = path, image_format, features
         content = b"".join(bytes([n & 0xFF]) * 512 for n in range(SECTORS))
         if image_format == "raw":
             path.write_bytes(content)
         else:
             write_qcow2(path, content)
+        self._connect(readonly, queues)
+        self.guest = Guest(self.device)
+        self.start()
+
+    @classmethod
+    def again(cls, disk: Disk) -> Disk:
+        """The same image behind another daemon; the caller gives it a guest."""
+        other = cls.__new__(cls)
+        other.path, other.format, other.features = disk.path, disk.format, disk.features
+        other._connect(False, 1)
+        return other
+
+    def _connect(self, readonly: bool, queues: int) -> None:
         self.served: Served = start_storage(
-            str(path), image_format=image_format, readonly=readonly, queues=queues
+            str(self.path), image_format=self.format, readonly=readonly, queues=queues
         )
         self.device = VhostUserBlock(self.served.take_socket(), queues)
-        self.guest = Guest(self.device)
-        self.features = features
         self.reasons: list[str] = []
         self.device.on_failure = self.reasons.append
-        self.start()
 
     def start(self) -> None:
         self.guest.start(self.features, [256] * len(self.device.queue_sizes))
