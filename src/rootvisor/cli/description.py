@@ -75,6 +75,7 @@ class RunOptions:
     verbose: bool = False
     debug: bool = False
     report: str | None = None
+    watch_deposits: bool = False
     command: tuple[str, ...] | None = None
 
 
@@ -99,6 +100,7 @@ class RunDescription:
     console_log: str | None
     on_reboot: str
     report: str | None = None
+    watch_deposits: bool = False
     verbose: bool = False
     file_server: tuple[str, ...] | None = None
     version: int = field(default=VERSION)
@@ -138,6 +140,7 @@ class RunDescription:
             "console_log": self.console_log,
             "on_reboot": self.on_reboot,
             "report": self.report,
+            "watch_deposits": self.watch_deposits,
             "verbose": self.verbose,
         }
 

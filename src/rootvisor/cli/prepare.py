@@ -131,6 +131,7 @@ def prepare(
         console_log=console_log,
         on_reboot=options.on_reboot,
         report=report,
+        watch_deposits=options.watch_deposits,
         verbose=options.verbose,
         file_server=file_server,
     )

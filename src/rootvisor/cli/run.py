@@ -139,6 +139,12 @@ _EXAMPLES = (
     type=types.FILE,
     help="Write how the run went (times, exits, hypercalls) to a file (JSON).",
 )
+@option(
+    "--watch-deposits",
+    group=_WATCH,
+    is_flag=True,
+    help="Report on stderr when the root touches memory that it has deposited with the hypervisor.",
+)
 @option("-v", "--verbose", group=_WATCH, is_flag=True, help="Say on stderr what is done.")
 @debug_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")

@@ -13,7 +13,9 @@ from .errors import HvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
+
+    from .deposit_watch import DepositWatch
 
 _BLOCK_SHIFT = 9
 #: Ranges up to here are looked up page by page.
@@ -61,9 +63,11 @@ class DepositedPages:
     ``given[gpn]`` is (partition id, reference time of the root in 100 ns).
     """
 
-    __slots__ = ("_blocks", "given")
+    __slots__ = ("_blocks", "given", "watch")
 
     def __init__(self) -> None:
+        #: ``--watch-deposits``
+        self.watch: DepositWatch | None = None
         self.given: dict[int, tuple[int, int]] = {}
         #: number of 512-page block -> deposited pages in it, so that a large range is looked up at once
         self._blocks: dict[int, int] = {}
@@ -74,7 +78,7 @@ class DepositedPages:
     def __len__(self) -> int:
         return len(self.given)
 
-    def add(self, pages: Iterable[int], partition_id: int, time: int) -> None:
+    def add(self, pages: Collection[int], partition_id: int, time: int) -> None:
         """Pages that are not there yet."""
         blocks = self._blocks
         entry = (partition_id, time)
@@ -82,9 +86,23 @@ class DepositedPages:
             self.given[gpn] = entry
             block = gpn >> _BLOCK_SHIFT
             blocks[block] = blocks.get(block, 0) + 1
+        if self.watch is not None:
+            self.watch.protect(pages)
 
-    def remove(self, pages: Iterable[int]) -> None:
+    def lend(self, gpn: int) -> None:
+        """The root may touch a deposited page: it holds something for it."""
+        if self.watch is not None:
+            self.watch.release((gpn,))
+
+    def take_back(self, gpn: int) -> None:
+        """What :meth:`lend` allowed is over."""
+        if self.watch is not None:
+            self.watch.protect((gpn,))
+
+    def remove(self, pages: Collection[int]) -> None:
         """Pages that are there: they are the root's again."""
+        if self.watch is not None:
+            self.watch.release(pages)
         blocks = self._blocks
         for gpn in pages:
             del self.given[gpn]

@@ -111,6 +111,12 @@ class RootPartition(Partition):
             vp.finished.release()
         self.hypervisor.stop_children()
 
+    def watch_deposits(self) -> None:
+        """Catches accesses of the root to memory that it has deposited (see :mod:`.deposit_watch`); before it runs."""
+        from .deposit_watch import DepositWatch
+
+        self.hypervisor.deposited.watch = DepositWatch(self)
+
     def stopping(self) -> None:
         """Stops the VPs and signals ``ended_fd``."""
         for vp in self.vps:
@@ -121,3 +127,5 @@ class RootPartition(Partition):
         """Frees the KVM machine; all threads have ended."""
         super().close()
         os.close(self.ended_fd)
+        if self.hypervisor.deposited.watch is not None:
+            self.hypervisor.deposited.watch.close()

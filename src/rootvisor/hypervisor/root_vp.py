@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from errno import EFAULT
 from fcntl import ioctl
 
 from ..bus.address_space import write_access
@@ -62,6 +63,8 @@ class RootVp(VirtualProcessor):
             except OSError as error:
                 if self.stopping:
                     return
+                if self._touched_deposit(error):
+                    continue
                 raise self._run_failed(error) from error
             # Below, the frequent exits do few and always the same operations. What differs between exits costs more
             # than it looks, above all under emulation, where every world switch empties the emulator's caches.
@@ -147,8 +150,17 @@ class RootVp(VirtualProcessor):
             return {}
         return {number: accessors[0] for number, accessors in self._msrs.items() if accessors[0] is not None}
 
+    def _touched_deposit(self, error: OSError) -> bool:
+        """With --watch-deposits: whether the VP met a deposited page, which is told, and may go on."""
+        hypervisor = self.partition.hypervisor
+        watch = hypervisor.deposited.watch
+        if watch is None or error.errno != EFAULT:
+            return False
+        with hypervisor.lock:
+            return watch.caught(self)
+
     def _run_failed(self, error: OSError) -> Exception:
-        if error.errno == 14:  # EFAULT: the memory behind a slot is gone or full
+        if error.errno == EFAULT:  # the memory behind a slot is gone or full
             return HypervisorError(
                 f"VP {self.index} touched memory that the host cannot provide ({self._where()}); "
                 "free memory on this machine or lower --memory"

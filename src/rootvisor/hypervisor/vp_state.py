@@ -97,6 +97,7 @@ def map_page(vp: ChildVp, kind: int) -> int:
     mapped = vp.stored.state_pages
     if kind not in mapped:
         gpn = vp.partition.deposits.allocate()
+        vp.partition.hypervisor.deposited.lend(gpn)
         page = vp.partition.hypervisor.root.memory.view(gpn << 12, _PAGE)
         page[:] = bytes(_PAGE)
         mapped[kind] = gpn
@@ -124,15 +125,20 @@ def unmap_page(vp: ChildVp, kind: int) -> None:
     else:
         register_page.absorb(vp)
         vp.register_page = None
-    vp.partition.deposits.release(mapped.pop(kind))
+    _give_back(vp, mapped.pop(kind))
 
 
 def unmap_pages(vp: ChildVp) -> None:
     """Gives all state pages of a VP back that is about to be destroyed; its thread has ended."""
     vp.message_page = vp.register_page = None
     for gpn in vp.stored.state_pages.values():
-        vp.partition.deposits.release(gpn)
+        _give_back(vp, gpn)
     vp.stored.state_pages.clear()
+
+
+def _give_back(vp: ChildVp, gpn: int) -> None:
+    vp.partition.deposits.release(gpn)
+    vp.partition.hypervisor.deposited.take_back(gpn)
 
 
 # --- local APIC ---------------------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ class Machine:
             self._hypervisor, description["memory_bytes"], description["vps"], serial_output
         )
         partition = self._computer.partition
+        if description.get("watch_deposits"):
+            partition.watch_deposits()
         if description.get("trace"):
             from ..trace.sink import open_sink
 

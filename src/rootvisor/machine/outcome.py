@@ -58,6 +58,7 @@ def write_report(path: str, partition: RootPartition, facts: dict[str, Any]) -> 
     import json
 
     exits, calls = totals(partition)
+    hypervisor = partition.hypervisor
     report = facts | {
         "exits": exits,
         "hypercalls": calls,
@@ -65,7 +66,14 @@ def write_report(path: str, partition: RootPartition, facts: dict[str, Any]) -> 
             "delivered": partition.interrupts.delivered,
             "blocked": partition.interrupts.blocked,
         },
-        "deposits": {"pages": partition.deposits.total, "in_use": len(partition.deposits.used)},
+        "deposits": {
+            "pages": partition.deposits.total,
+            "in_use": len(partition.deposits.used),
+            "of_children": len(hypervisor.deposited) - partition.deposits.total - len(hypervisor.lost),
+            "lost": len(hypervisor.lost),
+            "accesses": 0 if hypervisor.deposited.watch is None else hypervisor.deposited.watch.found,
+        },
+        "children": len(hypervisor.partitions) - 1,
     }
     with open(path, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)

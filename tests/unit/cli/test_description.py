@@ -49,6 +49,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "console_log": "stderr",
         "on_reboot": "exit",
         "report": None,
+        "watch_deposits": False,
         "verbose": False,
     }
 

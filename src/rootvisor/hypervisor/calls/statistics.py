@@ -65,6 +65,7 @@ def map_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> bytes:
     gpn = statistics.pages.get(key)
     if gpn is None:
         gpn = root.deposits.allocate()
+        root.hypervisor.deposited.lend(gpn)
         root.memory.view(gpn << 12, 4096)[:] = bytes(4096)
         statistics.pages[key] = gpn
         statistics.fill(key, gpn)
@@ -79,3 +80,4 @@ def unmap_stats_page(vp: VirtualProcessor, kind: int, identity: bytes) -> None:
     if gpn is None:
         raise HvError(status.INVALID_PARAMETER)
     root.deposits.release(gpn)
+    root.hypervisor.deposited.take_back(gpn)
