@@ -113,24 +113,29 @@ class Guest:
         interrupts: bool = False,
         large_pages: bool = True,
         early: Callable[[Partition], None] | None = None,
+        stage: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.said: list[int] = []
         self.partition = mshv.create_partition(large_pages=large_pages)
         self.vps: list[Vp] = []
         self.memory = Memory(memory)
+        stage("created")
         try:
             if features is not None:
                 self.partition.set_property(SYNTHETIC_FEATURES, features)
             if early:
                 early(self.partition)
             self.partition.initialize()
+            stage("initialized")
             self._write_tables()
             for piece in (code, VECTORS if interrupts else None):
                 if piece is not None:
                     self.write(piece.base, piece.image)
             self.region = self.partition.map(0, self.memory)
+            stage("mapped")
             for index in range(vps):
                 self.vps.append(self.partition.create_vp(index))
+            stage("vps")
             if code is not None and code.bits == 64:
                 self.long_mode(self.vps[0], code.base)
             elif code is not None:

@@ -152,7 +152,7 @@ def test_every_hypercall_is_refused_that_is_not_a_childs(cell: tuple[Driver, Chi
     seen: Counter[str] = Counter()
     for code in [*TABLE.calls, *range(0x100), 0x101, 0x131, 0x8001, 0xFFFF]:
         known = TABLE.calls.get(code)
-        for partition_id in (1, sibling.id, child.id, hv.SELF):
+        for partition_id in (1, sibling.id, child.id, hv.SELF) if known is not None else (sibling.id,):
             data = struct.pack("<QQQQ", partition_id, 0, 0, 0x100).ljust(256, b"\0")
             child.memory[OUTPUT : OUTPUT + 256] = data
             count = 1 if known is not None and known.kind == 2 else 0
@@ -209,7 +209,7 @@ def test_flood_of_intercepts_slows_a_sibling_by_no_more_than_its_share(
     where the host has two processors it may keep all of it."""
     _driver, child, sibling, hostage = cell
     enable_calls(child)
-    flood = bytes.fromhex("b9ff1f0000 ffd7 b902000040 0f32 b930080000 b840c00400 31d2 0f30 ebe6")
+    flood = bytes.fromhex("b9ff1f0000 ffd7 b902000040 0f32 b930080000 b840c00400 31d2 0f30 ebe2")
     child.memory[CODE + 0x200 : CODE + 0x200 + len(flood)] = flood
     counter = bytes.fromhex("48ff04250000 0800 ebf6".replace(" ", ""))
     sibling.memory[CODE : CODE + len(counter)] = counter
@@ -226,6 +226,8 @@ def test_flood_of_intercepts_slows_a_sibling_by_no_more_than_its_share(
     sibling.start(CODE)
     rate(0.3)
     alone = rate(1.5)
+    child.ready()  # with its local APIC on
+    child.suspend()
     child.start(CODE + 0x200, rdi=CALL_PAGE)
     beside = rate(3.0)
     child.suspend()

@@ -14,6 +14,10 @@ from rootvisor.tlfs import status
 from tests.children.code import Code
 from tests.children.guest import FREE, QEMU_FEATURES, Guest, check, interrupted_after, must_be, note
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DEBUGFS = "/sys/kernel/debug"
 STATS = f"{DEBUGFS}/mshv"
 DONE = Code("""
@@ -87,18 +91,21 @@ TIME = Code("""
 def test_frozen_time_stands_still(mshv: Mshv) -> None:
     with Guest(mshv, TIME, features=QEMU_FEATURES) as guest:
         page = guest.vp.register_page
+        began = time.monotonic()
         guest.skip(must_be(guest.next(), IoPort, port=0x70))
-        first = page.rbx, page.rax
+        first = page.rbx
         guest.partition.freeze_time(True)
+        frozen_at = time.monotonic()
         frozen = guest.partition.get_property(properties.REFERENCE_TIME)
         time.sleep(0.3)
         check(guest.partition.get_property(properties.REFERENCE_TIME), frozen)
+        thawed_at = time.monotonic()
         guest.partition.freeze_time(False)
         guest.skip(must_be(guest.next(), IoPort, port=0x70))
-        second = page.rbx, page.rax
-        assert first[0] < second[0], "time goes on"
-        # 0.3 s are 3,000,000 units; what the test needed itself is less, or the machine is very slow
-        assert second[0] - first[0] < 2_500_000, f"{second[0] - first[0]} units passed"
+        ended = time.monotonic()
+        assert first < page.rbx, "time goes on"
+        limit = int((ended - began - (thawed_at - frozen_at)) * 10_000_000)
+        assert page.rbx - first <= limit, f"{page.rbx - first} units passed, not {limit}"
         guest.partition.freeze_time(True)
         guest.partition.set_property(properties.REFERENCE_TIME, 123_456_789)
         check(guest.partition.get_property(properties.REFERENCE_TIME), 123_456_789)
@@ -142,32 +149,33 @@ def stats(path: str) -> dict[str, int]:
     return found
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Counters are refreshed once a second."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, stats("stats")
+        time.sleep(0.1)
+
+
 def test_statistics_tell_the_truth(mshv: Mshv) -> None:
     debugfs()
-    before = stats("stats")
+    partitions = next(name for name in stats("stats") if name.replace(" ", "").endswith("Partitions"))
+    wait_for(lambda: stats("stats")[partitions] == 1)
     with Guest(mshv, PORTS, vps=2) as guest:
         ids = [name for name in os.listdir(f"{STATS}/partition") if name.isdigit() and name != "1"]
         check(len(ids), 1, "children in debugfs")
         for _ in range(50):
             guest.skip(must_be(guest.next(), IoPort, port=0x70))
         guest.finish()
-        deadline = time.monotonic() + 10
         vp = f"partition/{ids[0]}/vp/0/stats"
-        while not any(value >= 51 for value in stats(vp).values()):
-            assert time.monotonic() < deadline, stats(vp)
-            time.sleep(0.1)
+        wait_for(lambda: 51 in stats(vp).values())
         counters = stats(vp)
         name = next(name for name in counters if "IoInterceptMessages" in name.replace(" ", ""))
         check(counters[name], 51)
         partition = stats(f"partition/{ids[0]}/stats")
         check(next(v for k, v in partition.items() if "VirtualProcessors" in k.replace(" ", "")), 2)
-        now = stats("stats")
-        key = next(name for name in now if name.replace(" ", "").endswith("Partitions"))
-        check(now[key], before[key] + 1)
-    deadline = time.monotonic() + 10
-    while stats("stats")[key] != before[key]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        wait_for(lambda: stats("stats")[partitions] == 2)
+    wait_for(lambda: stats("stats")[partitions] == 1)
     check([name for name in os.listdir(f"{STATS}/partition") if name.isdigit()], ["1"])
 
 
@@ -184,7 +192,6 @@ def test_calls_out_of_order_are_refused_and_the_partition_is_deleted_all_the_sam
     with mshv.create_partition() as partition, Memory(4096) as memory:
         refused(partition.create_vp, 0, error=5)
         refused(partition.map, 0, memory)
-        refused(partition.set_property, properties.TIME_FREEZE, 1, result=status.INVALID_PARTITION_STATE)
     with mshv.create_partition() as partition:
         partition.initialize()
         partition.initialize()
@@ -196,6 +203,8 @@ def test_calls_out_of_order_are_refused_and_the_partition_is_deleted_all_the_sam
 
 
 def free_pages() -> int:
+    with open("/proc/sys/vm/drop_caches", "w") as caches:
+        caches.write("3")
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) // 4 for line in file if line.startswith("MemFree"))
 
@@ -215,6 +224,7 @@ def test_partitions_come_and_go_without_growth_of_the_root(mshv: Mshv) -> None:
     check(len(os.listdir("/proc/self/fd")), descriptors)
     lost = before - free_pages()
     # 298 pages are deposited in each life
+    note(f"{lost / count:.1f} pages of the root a life")
     assert lost < 298 * count // 4, f"{lost} pages of the root are gone"
 
 

@@ -159,7 +159,7 @@ _SET: dict[int, tuple[bool, Callable[[ChildPartition, int, VirtualProcessor], No
     privileges.CREATE_PARTITIONS,
 )
 def set_partition_property(vp: VirtualProcessor, partition_id: int, code: int, value: int) -> None:
-    """INVALID_PARTITION_STATE: an early property after INITIALIZE, a late one before, or a finalized partition;
+    """INVALID_PARTITION_STATE: an early property after INITIALIZE, or a finalized partition;
     ACCESS_DENIED: one that cannot be set; PROPERTY_VALUE_OUT_OF_RANGE; UNKNOWN_PROPERTY."""
     from ..child_partition import CREATED, INITIALIZED
 
