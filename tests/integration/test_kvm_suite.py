@@ -20,7 +20,7 @@ from rootvisor.appliance import check
 from tests.kvm.conftest import unusable
 
 PROJECT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 3000
+DEADLINE_S = 7200
 APPLIANCE_MEMORY_MIB = 4096
 
 

@@ -47,7 +47,7 @@ def test_access_is_told_with_vp_rip_gpa_and_owner(
     ), text
     touch(parent, kind, page)  # told once, then let go
     assert watch.found == 1
-    touch(parent, kind, page - 1)
+    touch(parent, kind, page + 1)
     assert watch.found == 2
 
 
@@ -85,7 +85,7 @@ def test_operands_of_calls_and_neighbours_are_no_accesses(parent: Parent) -> Non
     child = parent.create()
     first = parent.free[-1]
     assert child.deposit(8) == 0
-    for page in (first - 8, first + 1):
+    for page in (first - 1, first + 8):
         touch(parent, g.STORE, page, 5)
     watch = parent.guest.hypervisor.deposited.watch
     assert watch is not None and watch.found == 0

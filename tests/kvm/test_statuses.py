@@ -239,7 +239,7 @@ def _no_room_for_pieces(stage: Stage) -> int:
 
     type(reservation).map_file = refuse
     try:
-        return stage.call(hv.MAP_GPA_PAGES, mapping(stage.child, 0x1000, 3, POOL[200]), count=1)
+        return stage.call(hv.MAP_GPA_PAGES, mapping(stage.child, 0x1000, 3, POOL[-1]), count=1)
     finally:
         type(reservation).map_file = kept
 
@@ -406,24 +406,24 @@ done(hv.MAP_VP_STATE_PAGE, status.INSUFFICIENT_MEMORY, _state_page_from_an_empty
 done(hv.UNMAP_VP_STATE_PAGE, BAD, lambda s: s.child.unmap_state_page(0, vp_state.PAGE_GHCB))
 done(hv.UNMAP_VP_STATE_PAGE, NO_VP, lambda s: s.child.unmap_state_page(9, 0))
 done(hv.UNMAP_VP_STATE_PAGE, NO_PARTITION, lambda s: s.nobody.unmap_state_page(0, 0))
-case(hv.GET_VP_STATE, BAD, variable=1)(lambda s: state(s.child, 1, 0x80000077, POOL[300]))
-case(hv.GET_VP_STATE, RUNS, variable=1)(lambda s: state(s.child, 0, 0x80000000, POOL[300]))
-case(hv.GET_VP_STATE, NO_VP, variable=1)(lambda s: state(s.child, 9, 0x80000000, POOL[300]))
-case(hv.GET_VP_STATE, NO_PARTITION, variable=1)(lambda s: state(s.nobody, 0, 0x80000000, POOL[300]))
+case(hv.GET_VP_STATE, BAD, variable=1)(lambda s: state(s.child, 1, 0x80000077, POOL[-2]))
+case(hv.GET_VP_STATE, RUNS, variable=1)(lambda s: state(s.child, 0, 0x80000000, POOL[-2]))
+case(hv.GET_VP_STATE, NO_VP, variable=1)(lambda s: state(s.child, 9, 0x80000000, POOL[-2]))
+case(hv.GET_VP_STATE, NO_PARTITION, variable=1)(lambda s: state(s.nobody, 0, 0x80000000, POOL[-2]))
 
 
 def _impossible_lapic(stage: Stage) -> int:
     """x2APIC: another id than the VP's."""
     assert stage.child.set_registers(1, (registers.APIC_BASE, 0xFEE00C00)) == 0
-    page = POOL[300]
+    page = POOL[-2]
     stage.guest.ram[page << 12 : (page + 1) << 12] = struct.pack("<I", 55).ljust(4096, b"\0")
     return stage.call(hv.SET_VP_STATE, state(stage.child, 1, 0x80000000, page), variable=1)
 
 
 done(hv.SET_VP_STATE, status.INVALID_REGISTER_VALUE, _impossible_lapic)
-case(hv.SET_VP_STATE, NO_VP, variable=1)(lambda s: state(s.child, 9, 0x80000000, POOL[300]))
-case(hv.SET_VP_STATE, NO_PARTITION, variable=1)(lambda s: state(s.nobody, 0, 0x80000000, POOL[300]))
-case(hv.SET_VP_STATE, RUNS, variable=1)(lambda s: state(s.child, 0, 0x80000000, POOL[300]))
+case(hv.SET_VP_STATE, NO_VP, variable=1)(lambda s: state(s.child, 9, 0x80000000, POOL[-2]))
+case(hv.SET_VP_STATE, NO_PARTITION, variable=1)(lambda s: state(s.nobody, 0, 0x80000000, POOL[-2]))
+case(hv.SET_VP_STATE, RUNS, variable=1)(lambda s: state(s.child, 0, 0x80000000, POOL[-2]))
 case(hv.GET_VP_CPUID_VALUES, RUNS, count=1)(lambda s: head(s.child, 0, bytes(32)))
 case(hv.GET_VP_CPUID_VALUES, NO_VP, count=1)(lambda s: head(s.child, 9, bytes(32)))
 case(hv.GET_VP_CPUID_VALUES, NO_PARTITION, count=1)(lambda s: head(s.nobody, 0, bytes(32)))
