@@ -12,7 +12,7 @@ from typing import Any
 
 from rootvisor.hypervisor import vp_registers
 from rootvisor.hypervisor.child_cpuid import CpuidResults
-from rootvisor.hypervisor.deposits import DepositPool
+from rootvisor.hypervisor.deposits import DepositedPages, DepositPool
 from rootvisor.hypervisor.reference_time import ReferenceTime
 from rootvisor.hypervisor.synic import Synic
 from rootvisor.hypervisor.vp_registers import StoredState
@@ -213,6 +213,7 @@ class ParkedVp:
         self.hypervisor = SimpleNamespace(
             kvm=kvm, root=SimpleNamespace(xsave=xsave, memory=RootMemory()),
             version=SimpleNamespace(build=27751, major=10, minor=0, service_pack=0), max_vps=64, max_lps=64,
+            deposited=DepositedPages(), root_scheduler=None,
         )  # fmt: skip
         vm = SimpleNamespace(enable_capability=lambda capability, argument: None)
         self.partition: Any = SimpleNamespace(
