@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-from . import aml
+from . import acpi_hotplug, aml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _MAX_LAPIC_ID = 254  # 255 is the broadcast id of an xAPIC
 _LAPIC_GPA = 0xFEE00000
 _SPACE_MEMORY, _SPACE_IO = 0, 1
 _BYTE, _WORD, _DWORD = 1, 2, 3  # access size of a generic address
+_GPE_BYTES = 4  # status and enable bits of sixteen events
 _ACTIVE_HIGH_LEVEL = 0x000D  # MPS INTI flags
 
 
@@ -59,17 +60,21 @@ class AcpiConfig:
     MHz counter. ``reset``: (port, value) that resets the machine, or None. ``s5_type``: SLP_TYP that powers
     off. ``ecam``: PCI configuration space at (GPA, number of buses), or None. ``io_window``, ``mmio32``,
     ``mmio64``: what the host bridge decodes, None for none. ``serial``: (port, ISA IRQ) of a 16550, or None.
-    ``rtc``: an MC146818 at port 0x70. ``reserved``: further MMIO ranges of the board.
+    ``rtc``: an MC146818 at port 0x70. ``pic``: there is a pair of 8259s as well. ``reserved``:
+    further MMIO ranges of the board. ``hotplug``: (GPE block's port, hot plug registers' port) where functions come
+    and go on bus 0 (:mod:`.acpi_hotplug`), or None.
     """
 
     __slots__ = (
         "apic_ids",
         "ecam",
+        "hotplug",
         "io_window",
         "ioapic_gpa",
         "ioapic_id",
         "mmio32",
         "mmio64",
+        "pic",
         "pm1_control_port",
         "pm1_event_port",
         "pm_timer_bits",
@@ -101,6 +106,8 @@ class AcpiConfig:
         mmio64: tuple[int, int] | None = None,
         serial: tuple[int, int] | None = (0x3F8, 4),
         rtc: bool = True,
+        pic: bool = True,
+        hotplug: tuple[int, int] | None = None,
         reserved: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.apic_ids = tuple(apic_ids)
@@ -119,6 +126,8 @@ class AcpiConfig:
         self.mmio64 = mmio64
         self.serial = serial
         self.rtc = rtc
+        self.pic = pic
+        self.hotplug = hotplug
         self.reserved = tuple(reserved)
 
 
@@ -215,6 +224,10 @@ def _fadt(config: AcpiConfig, facs_gpa: int, dsdt_gpa: int) -> bytes:
     put("I", 56, config.pm1_event_port)
     put("I", 64, config.pm1_control_port)
     put("I", 76, config.pm_timer_port)
+    if config.hotplug is not None:
+        put("I", 80, config.hotplug[0])
+        put("B", 92, _GPE_BYTES)
+        put_address(220, _port(config.hotplug[0], 8 * _GPE_BYTES, _BYTE))
     put("BB", 88, 4, 2)  # lengths of the PM1 event and control blocks
     put("B", 91, 4 if config.pm_timer_port else 0)
     put("HH", 96, 0xFFFF, 0xFFFF)  # worst C2 and C3 latencies: neither exists
@@ -230,7 +243,7 @@ def _fadt(config: AcpiConfig, facs_gpa: int, dsdt_gpa: int) -> bytes:
 
 
 def _madt(config: AcpiConfig) -> bytes:
-    entries = [struct.pack("<II", _LAPIC_GPA, 1)]  # flag 1: there is an 8259 pair as well
+    entries = [struct.pack("<II", _LAPIC_GPA, config.pic)]  # flag 1: there is an 8259 pair as well
     for uid, apic_id in enumerate(config.apic_ids):
         if apic_id <= _MAX_LAPIC_ID:
             entries.append(struct.pack("<BBBBI", 0, 8, uid & 0xFF, apic_id, 1))
@@ -271,7 +284,8 @@ def _dsdt(config: AcpiConfig) -> bytes:
                 aml.name("_CRS", aml.resource_template(aml.io(0x70, 2))),
             )
         )
-    return aml.name("\\_S5_", sleep) + aml.scope("\\_SB_", *devices)
+    events = acpi_hotplug.event() if config.hotplug is not None else b""
+    return aml.name("\\_S5_", sleep) + aml.scope("\\_SB_", *devices) + events
 
 
 def _host_bridge(config: AcpiConfig) -> bytes:
@@ -294,6 +308,7 @@ def _host_bridge(config: AcpiConfig) -> bytes:
         # Everything the operating system asks for (hot plug, error reporting, ...) is its own: no firmware
         # competes.
         aml.method("_OSC", 4, aml.RETURN_ARG3),
+        acpi_hotplug.slots(config.hotplug[1]) if config.hotplug is not None else b"",
     )
 
 
@@ -302,6 +317,8 @@ def _board(config: AcpiConfig) -> bytes:
     ports = [(config.pm1_event_port, 4), (config.pm1_control_port, 2), (config.pm_timer_port, 4)]
     if config.reset is not None:
         ports.append((config.reset[0], 1))
+    if config.hotplug is not None:
+        ports += [(config.hotplug[0], _GPE_BYTES), (config.hotplug[1], acpi_hotplug.REGISTER_BYTES)]
     items = [aml.io(port, length) for port, length in ports if port]
     ranges = list(config.reserved)
     if config.ecam is not None:

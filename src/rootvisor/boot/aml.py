@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 RETURN_ARG3: Final = b"\xa4\x6b"
 """Method body that returns its fourth argument as it came."""
 
+LOCAL0: Final = b"\x60"
+LOCAL1: Final = b"\x61"
+
 _NAME_OP = b"\x08"
 _BUFFER_OP = b"\x11"
 _PACKAGE_OP = b"\x12"
@@ -96,6 +99,44 @@ def method(segment: str, arguments: int, body: bytes) -> bytes:
     """Method(segment, arguments, NotSerialized)."""
     content = segment.encode("ascii") + bytes((arguments,)) + body
     return _METHOD_OP + pkg_length(content) + content
+
+
+def path(*segments: str) -> bytes:
+    """An absolute name of two or more segments; alone, it calls a method without arguments (20.2.2, 20.2.5.4)."""
+    prefix = b"\x2e" if len(segments) == 2 else b"\x2f" + bytes((len(segments),))
+    return b"\\" + prefix + "".join(segments).encode("ascii")
+
+
+def io_region(segment: str, port: int, length: int) -> bytes:
+    """OperationRegion(segment, SystemIO, port, length)."""
+    return b"\x5b\x80" + segment.encode("ascii") + b"\x01" + integer(port) + integer(length)
+
+
+def dword_fields(region: str, *segments: str) -> bytes:
+    """Field(region, DWordAcc, NoLock, WriteAsZeros) with 32-bit fields one behind the other."""
+    body = region.encode("ascii") + b"\x43" + b"".join(one.encode("ascii") + b"\x20" for one in segments)
+    return b"\x5b\x81" + pkg_length(body) + body
+
+
+def store(source: bytes, target: bytes) -> bytes:
+    """Store(source, target)."""
+    return b"\x70" + source + target
+
+
+def both(first: bytes, second: bytes) -> bytes:
+    """And(first, second)."""
+    return b"\x7b" + first + second + b"\0"
+
+
+def when(condition: bytes, terms: bytes) -> bytes:
+    """If (condition) { terms }."""
+    body = condition + terms
+    return b"\xa0" + pkg_length(body) + body
+
+
+def notify(segment: str, value: int) -> bytes:
+    """Notify(segment, value)."""
+    return b"\x86" + segment.encode("ascii") + integer(value)
 
 
 def resource_template(*items: bytes) -> bytes:

@@ -79,6 +79,13 @@ class IoApic:
         for message in messages:
             self._deliver(*message)
 
+    def deliver_in_service(self) -> None:
+        """Sends the messages again whose end has not come: after a restore, to whoever counts on hearing of it."""
+        with self._lock:
+            messages = [_message(entry) for entry in self._entries if entry & _REMOTE_IRR]
+        for message in messages:
+            self._deliver(*message)
+
     def _edge(self, pin: int) -> tuple[int, bool, int, int, bool] | None:
         """The message of a pin that was just asserted."""
         entry = self._entries[pin]

@@ -37,13 +37,14 @@ class SerialPort:
     """
 
     __slots__ = (
-        "_divisor", "_fcr", "_ier", "_input", "_irq", "_lcr", "_level", "_lock", "_mcr", "_output", "_pending",
-        "_refused", "_scratch", "_transmit_pending", "on_room",
+        "_chunk", "_divisor", "_fcr", "_ier", "_input", "_irq", "_lcr", "_level", "_lock", "_mcr", "_output",
+        "_pending", "_refused", "_scratch", "_transmit_pending", "on_room",
     )  # fmt: skip
 
-    def __init__(self, irq: Callable[[int], None], output: int | None) -> None:
+    def __init__(self, irq: Callable[[int], None], output: int | None, *, buffered: bool = True) -> None:
         self._irq = irq
         self._output = output
+        self._chunk = _OUTPUT_CHUNK if buffered else 1
         self._input = bytearray()
         self._pending = bytearray()
         self._ier = self._lcr = self._mcr = self._scratch = self._fcr = 0
@@ -104,7 +105,7 @@ class SerialPort:
                         self._input.append(value)
                 else:
                     self._pending.append(value)
-                    if value == 10 or len(self._pending) >= _OUTPUT_CHUNK:
+                    if value == 10 or len(self._pending) >= self._chunk:
                         self._flush()
                 self._transmit_pending = True
             elif offset == _IER:

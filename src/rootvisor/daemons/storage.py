@@ -6,12 +6,18 @@ from __future__ import annotations
 import os
 import stat
 
+from ..files.program import find_on_path
 from .process import FIRST_FD, DaemonError, find_program
 from .served import Served, start_vhost_user
 
 NAME = "qemu-storage-daemon"
 PACKAGE = "qemu-system-common"
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx")
+
+
+def is_installed() -> bool:
+    """Whether there is a qemu-storage-daemon here."""
+    return find_on_path(NAME) is not None
 
 
 def start_storage(

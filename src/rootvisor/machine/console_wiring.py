@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from ..virtio.console import Console, Port
-from .terminal import terminal_size
+from ..virtio.terminal import terminal_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

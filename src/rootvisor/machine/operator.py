@@ -17,7 +17,7 @@ from _signal import (  # type: ignore[import-not-found, unused-ignore]
 )
 from select import POLLIN
 
-from .terminal import HELP, Keyboard, RawTerminal, terminal_size
+from ..virtio.terminal import HELP, Keyboard, RawTerminal, terminal_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -67,13 +67,15 @@ class Vp(Handle):
     """A virtual processor of ``partition``. While a thread is in :meth:`run`, other calls on this object wait for it;
     the partition's (interrupts, properties) do not."""
 
-    __slots__ = ("_buffer", "_interrupted", "_page", "_thread", "index", "partition")
+    __slots__ = ("_buffer", "_interrupted", "_page", "_thread", "index", "message", "partition")
 
     def __init__(self, partition: Partition, index: int, fd: int) -> None:
         super().__init__(fd, partition._scratch)
         self.partition = partition
         self.index = index
         self._buffer = bytearray(abi.MESSAGE_SIZE)
+        #: the last message as it came, for who wants it quicker than as an object
+        self.message = memoryview(self._buffer)
         self._page: RegisterPage | None = None
         self._thread = 0
         self._interrupted = False
@@ -86,6 +88,10 @@ class Vp(Handle):
         was to give into registers, and RIP, then call again. Faults of mapped memory never get here. A halted
         processor sleeps in this call until an interrupt comes. MshvError.
         """
+        return messages.decode(self._buffer) if self.wait() else None
+
+    def wait(self) -> bool:
+        """As :meth:`run`, but leaves the message in :attr:`message` (256 bytes). False when a signal came first."""
         self._thread = get_ident()  # before the look at _interrupted: see interrupt()
         try:
             if self._interrupted:
@@ -93,12 +99,12 @@ class Vp(Handle):
             ioctl(self.fd, abi.RUN_VP, self._buffer)
         except InterruptedError:
             self._interrupted = False
-            return None
+            return False
         except OSError as error:
             raise MshvError("MSHV_RUN_VP", error.errno or 0) from error
         finally:
             self._thread = 0
-        return messages.decode(self._buffer)
+        return True
 
     def interrupt(self, number: int = 0, timeout: float = 10.0) -> bool:
         """Makes :meth:`run` return None in the thread that is in it, and at once when none is; from another thread.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .events import EventMonitor
     from .schema import Document
+    from .terminal import Terminal
 
     #: What a machine calls, from any thread of its own, when something happens: event and details (text to text).
     #: It returns at once and never calls back into the machine.
@@ -35,10 +36,14 @@ if TYPE_CHECKING:
     class Machine(Protocol):
         """A partition with its memory, processors and devices.
 
+        ``terminal``: what consoles in mode Tty are connected to, the same for all machines of the process.
+
         Whatever fails raises an exception whose ``str()`` is one line with the reason: an `OSError` or one of this
         package's own classes; any other is an error of the program. The controller calls one method at a time, never
         from a thread of the machine's.
         """
+
+        terminal: Terminal | None
 
         def __init__(self, config: Document, report: Report) -> None:
             """Make everything that the checked ``config`` (a `VM` document with names) asks for; run nothing.

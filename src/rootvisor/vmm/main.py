@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIGHUP, SIGINT, SIGPWR, SIGTERM, set_wakeup_fd, signal  # type: ignore[import-not-found, unused-ignore]
+from _signal import (  # type: ignore[import-not-found, unused-ignore]
+    SIGHUP,
+    SIGINT,
+    SIGPWR,
+    SIGTERM,
+    SIGUSR1,
+    SIGWINCH,
+    set_wakeup_fd,
+    signal,
+)
 
 from .controller import ControlError, Controller
+from .terminal import Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from .events import EventMonitor
     from .options import CommandLine
 
+#: A thread that computes holds the others back for this long (the default is 5 ms).
+_SWITCH_INTERVAL_S = 1e-4
 FAILED = 1
 """Exit status when the VMM or its guest failed; the line on stderr says why."""
 
@@ -38,10 +50,9 @@ def run(command_line: CommandLine) -> int:
 
 def machine_class() -> type[Machine]:
     """What machines are made with; imported late, when options have been found right."""
-    from .machine import Machine as PartitionMachine  # type: ignore[import-not-found, unused-ignore]
+    from .machine import Machine as PartitionMachine
 
-    made: type[Machine] = PartitionMachine
-    return made
+    return PartitionMachine
 
 
 class _Process:
@@ -57,9 +68,14 @@ class _Process:
         """Open everything, run, close everything."""
         try:
             self._open_monitor()
-            controller = Controller(machine_class(), self._monitor, stays=self._command_line.no_shutdown)
-            self._take_signals(controller)
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
+            made = machine_class()
+            controller = Controller(made, self._monitor, stays=self._command_line.no_shutdown)
+            terminal = made.terminal = Terminal(controller.press, lambda: controller.end(128 + SIGINT))
+            self._take_signals(controller, terminal)
             try:
+                if self._has_terminal():
+                    terminal.start()
                 self._open_server(controller)
                 self._report_start()
                 self._begin(controller)
@@ -72,6 +88,7 @@ class _Process:
                     self._server.stop()
                 set_wakeup_fd(-1)
                 controller.close()
+                terminal.stop()
         except _Refusal as refusal:
             if self._command_line.debug and refusal.__cause__ is not None:
                 _show_traceback(refusal.__cause__)
@@ -124,7 +141,12 @@ class _Process:
         except ControlError as error:
             raise _Refusal(str(error)) from error
 
-    def _take_signals(self, controller: Controller) -> None:
+    def _has_terminal(self) -> bool:
+        """Whether a console of the guest's is this process's terminal."""
+        vm = self._command_line.vm
+        return vm is not None and any(vm[name].get("mode") == "Tty" for name in ("console", "serial"))
+
+    def _take_signals(self, controller: Controller, terminal: Terminal) -> None:
         """SIGPWR is the power button; SIGINT, SIGTERM and SIGHUP end the guest, the second one at once."""
 
         def end(number: int, _frame: object) -> None:
@@ -136,6 +158,10 @@ class _Process:
         set_wakeup_fd(controller.wake_fd, warn_on_full_buffer=False)
         for number in (SIGINT, SIGTERM, SIGHUP):
             signal(number, end)
+        signal(SIGWINCH, lambda _number, _frame: terminal.resized())
+        signal(
+            SIGUSR1, lambda _number, _frame: None
+        )  # takes processors out of the kernel (mshv.Vp.interrupt)
         signal(SIGPWR, lambda _number, _frame: controller.press())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from rootvisor.vmm.controller import MachineError
+from rootvisor.vmm.terminal import Terminal
 
 Report = Callable[[str, dict[str, str]], None]
 
@@ -18,6 +19,7 @@ class FakeMachine:
     ``made``: all machines since the last `forget`. ``failing``: names of methods that raise, and what.
     """
 
+    terminal: Terminal | None = None
     made: ClassVar[list[FakeMachine]] = []
     failing: ClassVar[dict[str, Exception]] = {}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rootvisor vmm` with a fake machine: python fake_vmm.py OPTIONS. SIGUSR1: its guest powers off; SIGUSR2: reboots."""
+"""A VMM with a fake machine: python fake_vmm.py OPTIONS. SIGRTMIN: its guest powers off, SIGRTMAX: reboots."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def guest_does(what: str) -> None:
     FakeMachine.made[-1].report(what, {})
 
 
-signal.signal(signal.SIGUSR1, lambda _number, _frame: guest_does("shutdown"))
-signal.signal(signal.SIGUSR2, lambda _number, _frame: guest_does("reboot"))
+signal.signal(signal.SIGRTMIN, lambda _number, _frame: guest_does("shutdown"))
+signal.signal(signal.SIGRTMAX, lambda _number, _frame: guest_does("reboot"))
 main.machine_class = lambda: FakeMachine
 if "--fail" in sys.argv:
     sys.argv.remove("--fail")

@@ -59,9 +59,9 @@ def test_guest_that_powers_off_ends_the_vmm(start: Start, tmp_path: Path) -> Non
     log = tmp_path / "events"
     process = start(*GUEST, "--event-monitor", str(log))
     wait_for(lambda: "vm booted" in events(log))
-    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGRTMAX)
     wait_for(lambda: "vm rebooted" in events(log))
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGRTMIN)
     assert process.wait(20) == 0
     assert events(log) == [
         "vmm starting", "vm booting", "vm booted", "guest reboot", "vm rebooting", "vm rebooted", "guest shutdown",
@@ -89,7 +89,7 @@ def test_api_from_an_empty_vmm_to_its_end(start: Start, socket_path: str) -> Non
         assert client.call("GET", "vm.info")[0] == 404
         assert client.call("PUT", "vm.create", {"payload": {"kernel": "vmlinux"}})[0] == 204
         assert client.call("PUT", "vm.boot")[0] == 204
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGRTMIN)
         wait_for(lambda: client.call("GET", "vm.info")[1]["state"] == "Shutdown")
         assert client.call("PUT", "vm.boot")[0] == 204
         assert client.call("PUT", "vmm.shutdown") == (204, None)
@@ -132,7 +132,7 @@ def test_restore_without_api_goes_on_at_once(start: Start, tmp_path: Path, socke
     log = tmp_path / "events"
     process = start("--restore", f"source_url=file://{tmp_path}/s", "--event-monitor", str(log))
     wait_for(lambda: "vm resumed" in events(log))
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGRTMIN)
     assert process.wait(20) == 0
 
 

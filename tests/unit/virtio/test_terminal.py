@@ -9,7 +9,7 @@ from select import POLLIN, poll
 
 import pytest
 
-from rootvisor.machine.terminal import Keyboard
+from rootvisor.virtio.terminal import Keyboard
 
 
 class Desk:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user's terminal while the partition has it: raw, with an escape key, so that nobody is locked in.
+"""The terminal of whoever sits at a console: raw while the guest has it, with an escape key, so that nobody is stuck.
 
-Ctrl-] followed by a key is for us: everything else goes to the partition's console, through a pipe. The pipe is what
-makes the escape key work when the partition takes no input any more.
+Ctrl-] followed by a key is for us: everything else goes to the guest's console, through a pipe. The pipe is what
+makes the escape key work when the guest takes no input any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from select import POLLIN, POLLOUT
 
-from ..virtio.stream import InputStream
+from .stream import InputStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ HELP = (
     "rootvisor: Ctrl-] and then  p: press the power button   x: end the run at once   "
     "Ctrl-]: send Ctrl-]   h: this help"
 )
-#: What a partition that takes no input leaves unread before the terminal is not read any more: a large paste.
+#: What a guest that takes no input leaves unread before the terminal is not read any more: a large paste.
 _HELD_BYTES = 1 << 20
 
 
@@ -38,7 +38,7 @@ def terminal_size() -> tuple[int, int] | None:
 
 
 class RawTerminal:
-    """Standard input in raw mode while the partition has the terminal; :meth:`restore` puts it back."""
+    """Standard input in raw mode while the guest has the terminal; :meth:`restore` puts it back."""
 
     __slots__ = ("_saved",)
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest in a folder: ``memory`` is its RAM, with holes where there is nothing, ``state`` the rest (marshal)."""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+
+from .controller import MachineError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .guest_ram import GuestRam
+
+VERSION = 1
+_MEMORY, _STATE = "memory", "state"
+_MAX_STATE_BYTES = 256 << 20
+_PIECE = 1 << 30
+
+
+def write_snapshot(folder: str, ram: GuestRam, state: dict[str, Any]) -> None:
+    """Writes both files; OSError when that fails, and then neither is there."""
+    memory, rest = os.path.join(folder, _MEMORY), os.path.join(folder, _STATE)
+    try:
+        _write_memory(memory, ram)
+        with open(rest, "wb", opener=_private) as file:
+            file.write(marshal.dumps({"version": VERSION, "memory_bytes": len(ram.view), **state}))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        for path in (memory, rest):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+        raise
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """What :func:`write_snapshot` was given. MachineError for a file that is none of those."""
+    path = os.path.join(folder, _STATE)
+    with open(path, "rb") as file:
+        data = file.read(_MAX_STATE_BYTES)
+    try:
+        state = marshal.loads(data)
+    except (ValueError, EOFError, TypeError) as error:
+        raise MachineError(f"{path} is damaged: {error}") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise MachineError(f"{path} is of another version; it can be restored by the Rootvisor that wrote it")
+    return state
+
+
+def read_memory(folder: str, ram: GuestRam) -> None:
+    """Fills the guest's RAM, which is still empty. MachineError when the file is not of its size."""
+    path = os.path.join(folder, _MEMORY)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        if size != len(ram.view):
+            raise MachineError(f"{path} has {size} bytes, the guest's memory {len(ram.view)}")
+        view = ram.view
+        for start, end in _data(fd, size):
+            while start < end:
+                count = os.preadv(fd, [view[start : min(end, start + _PIECE)]], start)
+                if not count:
+                    raise MachineError(f"{path} became shorter while it was read")
+                start += count
+    finally:
+        os.close(fd)
+
+
+def _write_memory(path: str, ram: GuestRam) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = ram.view
+        os.ftruncate(fd, len(view))
+        for start, end in _data(ram.fd, len(view)):
+            while start < end:
+                start += os.pwrite(fd, view[start : min(end, start + _PIECE)], start)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The pieces of a file that are no holes."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, min(at, size)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
