@@ -35,9 +35,10 @@ test: check kernels ## check, then every test
 bench: setup ## side by side with QEMU
 	$(VENV)/bin/rootvisor bench
 
-soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz of calls and of instructions, killed VMMs
+soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, instructions, devices), killed VMMs
 	scripts/soak $(BOOTS)
 	ROOTVISOR_X86_CASES=10000 ROOTVISOR_X86_FUZZ=2000000 $(VENV)/bin/pytest --timeout 3600 tests/unit/x86
+	ROOTVISOR_FUZZ=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/virtio/test_fuzz.py
 	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_PARTITION_CALLS=200000 ROOTVISOR_BULK_MB=100 \
 	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_partition_fuzz.py tests/kvm/test_root_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py

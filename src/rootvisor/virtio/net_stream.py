@@ -342,6 +342,7 @@ class PasstNet(NetDevice):
         if self._send_rest:
             self._backlog += b"".join(self._send_rest)
             self._send_rest = []
+            self._watch(self._events | select.POLLOUT)
 
 
 def _enlarge(stream: _socket.socket) -> None:

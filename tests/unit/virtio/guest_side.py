@@ -23,25 +23,31 @@ if TYPE_CHECKING:
 
 RAM_BASE = 0x10_0000
 RAM_BYTES = 4 << 20
+CANARY_BYTES = 1 << 16
+CANARY = bytes(range(1, 257 - 1)) * (CANARY_BYTES // 255) + bytes(CANARY_BYTES % 255)
 MMIO32 = (0xC000_0000, 0x1000_0000)
 MMIO64 = (0x40_0000_0000, 0x1000_0000)
 ECAM = 0xB000_0000
 
 
 class Region:
-    def __init__(self, gpa: int, size: int, fd: int, address: int) -> None:
-        self.gpa, self.size, self.fd, self.fd_offset, self.address = gpa, size, fd, 0, address
+    def __init__(self, gpa: int, size: int, fd: int, fd_offset: int, address: int) -> None:
+        self.gpa, self.size, self.fd, self.fd_offset, self.address = gpa, size, fd, fd_offset, address
 
 
 class Memory:
-    """One region of RAM at `RAM_BASE`, with a bump allocator."""
+    """One region of RAM at `RAM_BASE`, with a bump allocator, between pages of the same file that nobody may touch."""
 
     def __init__(self, size: int = RAM_BYTES) -> None:
         fd = os.memfd_create("guest")
-        os.ftruncate(fd, size)
-        self.map = memoryview(mmap.mmap(fd, size))
+        os.ftruncate(fd, size + 2 * CANARY_BYTES)
+        whole = memoryview(mmap.mmap(fd, size + 2 * CANARY_BYTES))
+        self._canaries = whole[:CANARY_BYTES], whole[-CANARY_BYTES:]
+        for canary in self._canaries:
+            canary[:] = CANARY
+        self.map = whole[CANARY_BYTES:-CANARY_BYTES]
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        self.regions = (Region(RAM_BASE, size, fd, address),)
+        self.regions = (Region(RAM_BASE, size, fd, CANARY_BYTES, address),)
         self._free = RAM_BASE
 
     def view(self, gpa: int, length: int) -> memoryview:
@@ -65,6 +71,7 @@ class Memory:
         return bytes(self.view(gpa, length))
 
     def close(self) -> None:
+        assert all(canary == CANARY for canary in self._canaries), "memory outside the guest's was written"
         os.close(self.regions[0].fd)
 
 

@@ -221,6 +221,20 @@ def test_no_frame_is_taken_and_dropped(wire: Wire, send: Callable[[NetDriver], N
     assert wire.get() == frame(b"good" * 20)
 
 
+def test_malformed_request_behind_a_frame_does_not_stop_the_wire_for_good(wire: Wire) -> None:
+    driver = NetDriver(wire.guest, PLAIN)
+    good = wire.guest.memory.place(bytes(HEADER_BYTES) + frame(b"first" * 10))
+    ring = wire.guest.rings[1]
+    ring.add([(good, HEADER_BYTES + 64, False)])
+    ring.add([(0, 64, False)])
+    wire.guest.kick(1)
+    wait_until(lambda: bool(wire.guest.status & STATUS_NEEDS_RESET))
+    wire.guest.write(20, 1, 0)
+    driver = NetDriver(wire.guest, PLAIN)
+    driver.send(frame(b"second" * 10))
+    assert [wire.get(), wire.get()] == [frame(b"first" * 10), frame(b"second" * 10)]
+
+
 def test_receive_buffer_without_room_for_a_header_needs_reset(wire: Wire) -> None:
     driver = NetDriver(wire.guest, PLAIN, buffer_bytes=HEADER_BYTES - 1)
     driver.offer(1)

@@ -19,7 +19,7 @@ from rootvisor.virtio.registers import (
     STATUS_NEEDS_RESET,
 )
 from rootvisor.virtio.vhost_user import VhostUserDevice, VhostUserError
-from tests.unit.virtio.guest_side import RAM_BASE, RAM_BYTES, Guest, wait_until
+from tests.unit.virtio.guest_side import CANARY_BYTES, RAM_BASE, RAM_BYTES, Guest, wait_until
 from tests.unit.virtio.vhost_user_backend import Backend
 
 
@@ -64,7 +64,10 @@ def test_activation_shares_memory_rings_and_eventfds(backend: Backend) -> None:
         * 2,
     ]
     assert log[0][1] == struct.pack("<Q", F_VERSION_1 | 1 | vu.F_PROTOCOL_FEATURES)
-    assert log[1][1] == struct.pack("<I4xQQQQ", 1, RAM_BASE, RAM_BYTES, RAM_BASE, 0) and log[1][2] == 1
+    assert (
+        log[1][1] == struct.pack("<I4xQQQQ", 1, RAM_BASE, RAM_BYTES, RAM_BASE, CANARY_BYTES)
+        and log[1][2] == 1
+    )
     ring = guest.rings[1]
     assert log[8][1] == struct.pack("<II", 1, 16)
     assert log[10][1] == struct.pack("<IIQQQQ", 1, 0, ring.desc, ring.device, ring.driver, 0)

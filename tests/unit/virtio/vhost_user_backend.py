@@ -19,8 +19,14 @@ class Backend:
     """Answers as a well-behaved backend does, in a thread."""
 
     def __init__(
-        self, *, features: int = OFFERED, protocol: int = vu.PROTOCOL_F_REPLY_ACK, refuse: int = 0
+        self,
+        *,
+        features: int = OFFERED,
+        protocol: int = vu.PROTOCOL_F_REPLY_ACK,
+        refuse: int = 0,
+        keep_log: bool = True,
     ) -> None:
+        self.keep_log = keep_log
         ours, theirs = socket.socketpair()
         self.fd = theirs.detach()
         self.socket = ours
@@ -56,7 +62,8 @@ class Backend:
                 if old is not None:
                     os.close(old)
                 self.fds[request, index] = fd
-            self.log.append((request, payload, len(fds)))
+            if self.keep_log:
+                self.log.append((request, payload, len(fds)))
             answer = self.answer(request, payload)
             if answer is None and flags & 8:
                 answer = struct.pack("<Q", request == self.refuse)
