@@ -39,6 +39,7 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, i
 	scripts/soak $(BOOTS)
 	ROOTVISOR_X86_CASES=10000 ROOTVISOR_X86_FUZZ=2000000 $(VENV)/bin/pytest --timeout 3600 tests/unit/x86
 	ROOTVISOR_FUZZ=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/virtio/test_fuzz.py
+	ROOTVISOR_API_CALLS=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/vmm/test_api_fuzz.py
 	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_PARTITION_CALLS=200000 ROOTVISOR_BULK_MB=100 \
 	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_partition_fuzz.py tests/kvm/test_root_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py

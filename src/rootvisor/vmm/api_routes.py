@@ -310,8 +310,10 @@ def answer(
     """Carry out a call: status, body (None: none), more headers. What is wrong is said in a list of lines."""
     route = BY_PATH.get(path)
     if route is None:
-        if path in ABSENT:
+        if path in ABSENT and method == "PUT":
             return NOT_IMPLEMENTED, [f"{path.removeprefix(ROOT)} is not supported", ABSENT[path]], ()
+        if path in ABSENT:
+            return METHOD_NOT_ALLOWED, [f"{path.removeprefix(ROOT)} is called with PUT"], (("Allow", "PUT"),)
         return NOT_FOUND, [f"there is no {method} {path[:100]}", f"calls are {ROOT}vmm.ping and the like"], ()
     if method != route.method:
         return METHOD_NOT_ALLOWED, [f"{route.name} is called with {route.method}"], (("Allow", route.method),)

@@ -189,23 +189,22 @@ MEMORY = Table(
 )
 
 
-def _check_payload(payload: Document, name: Callable[[str], str]) -> None:
-    if "kernel" not in payload:
-        raise ConfigError(name("kernel"), "is missing: a guest starts from a kernel image")
-
-
 PAYLOAD = Table(
     "PayloadConfig",
     "What the guest starts from.",
     (
-        Field("kernel", Path(), "Linux kernel: a bzImage, or an ELF file with a PVH entry point."),
+        Field(
+            "kernel",
+            Path(),
+            "Linux kernel: a bzImage, or an ELF file with a PVH entry point.",
+            required=True,
+        ),
         Field("cmdline", Text(MAX_COMMAND_LINE, minimum=0), "The kernel's command line."),
         Field("initramfs", Path(), "Initial ramdisk."),
         Field("firmware", Unsupported("give a kernel; there is no firmware")),
         Field("igvm", Unsupported("give a kernel; there is no IGVM loader")),
         Field("host_data", Unsupported("there are no confidential guests")),
     ),
-    _check_payload,
 )
 
 

@@ -7,7 +7,7 @@ import rootvisor
 
 from . import api_tables, config
 from .api_http import MAX_BODY_BYTES
-from .api_routes import ABSENT, ROOT, ROUTES
+from .api_routes import ROOT, ROUTES
 from .schema import Listed, Nested
 
 TYPE_CHECKING = False
@@ -96,8 +96,7 @@ def document() -> Document:
             "version": rootvisor.__version__,
         },
         "servers": [{"url": "http://localhost" + ROOT.rstrip("/"), "description": "On the Unix socket."}],
-        "paths": {f"/{route.name}": {route.method.lower(): _operation(route)} for route in ROUTES}
-        | {f"/{path.removeprefix(ROOT)}": {"put": _absent(reason)} for path, reason in ABSENT.items()},
+        "paths": {f"/{route.name}": {route.method.lower(): _operation(route)} for route in ROUTES},
         "components": {"schemas": _schemas()},
     }
 
@@ -123,14 +122,6 @@ def _operation(route: Route) -> Document:
         responses[str(status)] = _error(description)
     operation["responses"] = responses
     return operation
-
-
-def _absent(reason: str) -> Document:
-    return {
-        "summary": f"Not supported: {reason}.",
-        "deprecated": True,
-        "responses": {"501": _error("Not supported.")},
-    }
 
 
 def _error(description: str) -> Document:
