@@ -143,6 +143,6 @@ def test_vmm_capabilities(guest: Guest) -> None:
     data = hv.GET_PARTITION_PROPERTY_EX_INPUT.pack(hv.SELF, hv.PARTITION_PROPERTY_VMM_CAPABILITIES, 0)
     answer = guest.call(hv.GET_PARTITION_PROPERTY_EX, data, output=4072)
     assert answer.status == 0
-    assert answer.output == b"\1" + bytes(4071)
+    assert answer.output == struct.pack("<HHIQ", 1, 0, 0, 1 << 4).ljust(4072, b"\0")  # assignable features
     data = hv.GET_PARTITION_PROPERTY_EX_INPUT.pack(hv.SELF, 0x1234, 0)
     assert guest.call(hv.GET_PARTITION_PROPERTY_EX, data).status == status.UNKNOWN_PROPERTY

@@ -48,17 +48,17 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 # kvm_run as u64: kvm_regs follow at RUN_SYNC
 _BASE = abi.RUN_SYNC // 8
-_RAX, _RBX, _RCX, _RDX, _RSI, _RDI = (_BASE + n for n in range(6))
-_R8 = _BASE + 8
-_RIP = _BASE + 16
+RAX, _RBX, RCX, RDX, _RSI, _RDI = (_BASE + n for n in range(6))
+R8 = _BASE + 8
+RIP = _BASE + 16
 _RFLAGS = _BASE + 17
-_DIRTY = abi.RUN_DIRTY_REGS // 8
+DIRTY = abi.RUN_DIRTY_REGS // 8
 _SREGS = abi.RUN_SYNC + 144
-_CS_L = _SREGS + abi.SREGS_CS + abi.SEGMENT_L
-_SS_DPL = _SREGS + abi.SREGS_SS + abi.SEGMENT_DPL
+CS_L = _SREGS + abi.SREGS_CS + abi.SEGMENT_L
+SS_DPL = _SREGS + abi.SREGS_SS + abi.SEGMENT_DPL
 _CR0 = (_SREGS + abi.SREGS_CR0) // 8
-_EFER = (_SREGS + abi.SREGS_EFER) // 8
-_EFER_LMA = 1 << 10
+EFER = (_SREGS + abi.SREGS_EFER) // 8
+EFER_LMA = 1 << 10
 _RFLAGS_VM = 1 << 17
 
 _EMPTY = memoryview(b"")
@@ -73,31 +73,18 @@ def execute(vp: VirtualProcessor) -> None:
     """The VP left at the hypercall page's OUT. Raises UndefinedOpcode where the TLFS asks for #UD."""
     u64 = vp.u64
     u8 = vp.u8
-    long_mode = u64[_EFER] & _EFER_LMA and u8[_CS_L]
-    if u8[_SS_DPL]:
+    long_mode = u64[EFER] & EFER_LMA and u8[CS_L]
+    if u8[SS_DPL]:
         raise UndefinedOpcode
     if long_mode:  # protection is on, and there is no virtual 8086 mode
-        control = u64[_RCX]
-        if control <= CONTROL_CODE and vp.trace is None:
-            call = TABLE.calls.get(control)
-            if call is not None and call.kind == SIMPLE:
-                try:
-                    u64[_RAX] = _simple(vp, call, u64[_RDX], u64[_R8])
-                except HvError as error:
-                    u64[_RAX] = error.status
-                except Restart:
-                    u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
-                except AddressError:
-                    u64[_RAX] = status.INVALID_PARAMETER
-                u64[_DIRTY] = abi.SYNC_REGS
-                return
-        first = u64[_RDX]
-        second = u64[_R8]
+        control = u64[RCX]
+        first = u64[RDX]
+        second = u64[R8]
     else:
         if not u64[_CR0] & 1 or u64[_RFLAGS] & _RFLAGS_VM:
             raise UndefinedOpcode
-        control = (u64[_RDX] & 0xFFFFFFFF) << 32 | u64[_RAX] & 0xFFFFFFFF
-        first = (u64[_RBX] & 0xFFFFFFFF) << 32 | u64[_RCX] & 0xFFFFFFFF
+        control = (u64[RDX] & 0xFFFFFFFF) << 32 | u64[RAX] & 0xFFFFFFFF
+        first = (u64[_RBX] & 0xFFFFFFFF) << 32 | u64[RCX] & 0xFFFFFFFF
         second = (u64[_RDI] & 0xFFFFFFFF) << 32 | u64[_RSI] & 0xFFFFFFFF
     code = control & CONTROL_CODE
     trace = vp.trace
@@ -112,8 +99,8 @@ def execute(vp: VirtualProcessor) -> None:
         if error.reps is not None:
             done = error.reps
     except Restart:
-        u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
-        u64[_DIRTY] = abi.SYNC_REGS
+        u64[RIP] = u64[RIP] - OUT_OFFSET & _MASK64
+        u64[DIRTY] = abi.SYNC_REGS
         return
     except AddressError:
         # A page of the call vanished or an element named memory that is not there.
@@ -126,50 +113,18 @@ def execute(vp: VirtualProcessor) -> None:
         # Continuation: the call starts again from its first instruction, with the progress in its control word.
         control = control & ~(0xFFF << CONTROL_REP_START_SHIFT) | done << CONTROL_REP_START_SHIFT
         if long_mode:
-            u64[_RCX] = control
+            u64[RCX] = control
         else:
-            u64[_RDX] = control >> 32
-        u64[_RIP] = u64[_RIP] - OUT_OFFSET & _MASK64
+            u64[RDX] = control >> 32
+        u64[RIP] = u64[RIP] - OUT_OFFSET & _MASK64
     else:
         result |= done << RESULT_REPS_SHIFT
         if long_mode:
-            u64[_RAX] = result
+            u64[RAX] = result
         else:
-            u64[_RAX] = result & 0xFFFFFFFF
-            u64[_RDX] = result >> 32
-    u64[_DIRTY] = abi.SYNC_REGS
-
-
-def _simple(vp: VirtualProcessor, call: Hypercall, first: int, second: int) -> int:
-    """The common case by a short way: a simple call with its operands in memory and nothing else in the control word.
-
-    The checks are those of :func:`_dispatch`, in its order; the pages of the operands are remembered.
-    """
-    counts = vp.hypercalls
-    code = call.code
-    counts[code] = counts.get(code, 0) + 1
-    partition = vp.partition
-    if call.privilege & ~partition.privileges:
-        return status.ACCESS_DENIED
-    size = call.size
-    if size:
-        if first & 7 or (first & 0xFFF) + size > 4096:
-            return status.INVALID_ALIGNMENT
-        page = vp.operand_pages.get(first >> 12) or vp.operand_page(first >> 12, False)
-    size = call.output
-    if size:
-        if second & 7 or (second & 0xFFF) + size > 4096:
-            return status.INVALID_ALIGNMENT
-        target = vp.operand_pages.get(second >> 12) or vp.operand_page(second >> 12, True)
-    with partition.hypervisor.lock:
-        if call.unpack is not None:
-            answer = call.handler(vp, *call.unpack(page, first & 0xFFF))
-        else:
-            answer = call.handler(vp)
-    if answer is not None:
-        at = second & 0xFFF
-        target[at : at + len(answer)] = answer
-    return status.SUCCESS
+            u64[RAX] = result & 0xFFFFFFFF
+            u64[RDX] = result >> 32
+    u64[DIRTY] = abi.SYNC_REGS
 
 
 def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second: int, long_mode: bool) -> int:
@@ -200,17 +155,20 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     out_size = call.output + count * call.output_element
     if control & CONTROL_FAST:
         return _fast(vp, call, first, second, in_size, out_size, start, count, long_mode)
-    data = _operand(vp, first, in_size, False) if in_size else _EMPTY
-    vp.call_input = data
-    output = _operand(vp, second, out_size, True) if out_size else _EMPTY
+    pages = vp.operand_pages
+    data = output = _EMPTY
+    if in_size:
+        at = first & 0xFFF
+        if at & 7 or at + in_size > 4096:
+            raise HvError(status.INVALID_ALIGNMENT)
+        data = (pages.get(first >> 12) or vp.operand_page(first >> 12, False))[at : at + in_size]
+        vp.call_input = data
+    if out_size:
+        at = second & 0xFFF
+        if at & 7 or at + out_size > 4096:
+            raise HvError(status.INVALID_ALIGNMENT)
+        output = (pages.get(second >> 12) or vp.operand_page(second >> 12, True))[at : at + out_size]
     return _run(vp, call, data, output, start, count)
-
-
-def _operand(vp: VirtualProcessor, gpa: int, size: int, write: bool) -> memoryview:
-    if gpa & 7 or (gpa & 0xFFF) + size > 4096:
-        raise HvError(status.INVALID_ALIGNMENT)
-    page = vp.operand_pages.get(gpa >> 12) or vp.operand_page(gpa >> 12, write)
-    return page[gpa & 0xFFF : (gpa & 0xFFF) + size]
 
 
 def _run(
@@ -218,6 +176,11 @@ def _run(
 ) -> int:
     kind = call.kind
     fields = call.unpack(data, 0) if call.unpack is not None else ()
+    if not call.alone:
+        answer = call.handler(vp, *fields)
+        if answer is not None:
+            output[: len(answer)] = answer
+        return 0
     with vp.partition.hypervisor.lock:
         if kind == REP:
             vp.deadline = perf_counter_ns() + SLICE_NS
@@ -275,7 +238,7 @@ def _fast(
     finally:  # a rep call that fails has completed some elements
         if out_size:
             u64 = vp.u64
-            u64[_RDX] = int.from_bytes(block[0:8], "little")
-            u64[_R8] = int.from_bytes(block[8:16], "little")
+            u64[RDX] = int.from_bytes(block[0:8], "little")
+            u64[R8] = int.from_bytes(block[8:16], "little")
             fpu[FPU_XMM : FPU_XMM + 96] = block[16:112]
             vp.vcpu.set_fpu(fpu)

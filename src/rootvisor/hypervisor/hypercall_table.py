@@ -21,9 +21,13 @@ REP = 2
 
 
 class Hypercall:
-    """One entry of the table. Sizes in bytes; ``element``/``output_element`` are per repetition."""
+    """One entry of the table. Sizes in bytes; ``element``/``output_element`` are per repetition.
+
+    ``alone``: nothing else of the hypervisor runs meanwhile (``Hypervisor.lock``).
+    """
 
     __slots__ = (
+        "alone",
         "code",
         "element",
         "handler",
@@ -45,7 +49,9 @@ class Hypercall:
         output_element: int,
         privilege: int,
         handler: Callable[..., Any],
+        alone: bool,
     ) -> None:
+        self.alone = alone
         self.code = code
         self.kind = kind
         self.size = layout.size if layout else 0
@@ -74,10 +80,18 @@ class HypercallTable:
         return self.calls.get(code)
 
     def simple(
-        self, code: int, layout: Layout | None = None, output: int = 0, privilege: int = 0
+        self,
+        code: int,
+        layout: Layout | None = None,
+        output: int = 0,
+        privilege: int = 0,
+        alone: bool = True,
     ) -> Callable[[Callable[..., bytes | None]], Callable[..., bytes | None]]:
-        """``handler(vp, *fields) -> bytes | None``; ``output`` is the size it returns."""
-        return self._register(code, SIMPLE, layout, output, 0, 0, privilege)
+        """``handler(vp, *fields) -> bytes | None``; ``output`` is the size it returns.
+
+        A handler that is not ``alone`` runs without ``Hypervisor.lock``: it only reads what does not change.
+        """
+        return self._register(code, SIMPLE, layout, output, 0, 0, privilege, alone)
 
     def variable(
         self, code: int, layout: Layout, output: int = 0, privilege: int = 0
@@ -104,13 +118,13 @@ class HypercallTable:
         element: int,
         output_element: int,
         privilege: int,
+        alone: bool = True,
     ) -> Callable[[Any], Any]:
         def register(handler: Any) -> Any:
             if code in self.calls:
                 raise AssertionError(f"hypercall {code:#x} declared twice")
-            self.calls[code] = Hypercall(
-                code, kind, layout, output, element, output_element, privilege, handler
-            )
+            call = Hypercall(code, kind, layout, output, element, output_element, privilege, handler, alone)
+            self.calls[code] = call
             return handler
 
         return register

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from ..vp import VirtualProcessor
 
 _U32 = Struct("<I")
+_pack_partition_id = hypercalls.PARTITION_ID.pack
 
 
-@TABLE.simple(hypercalls.GET_PARTITION_ID, None, 8, privileges.ACCESS_PARTITION_ID)
+@TABLE.simple(hypercalls.GET_PARTITION_ID, None, 8, privileges.ACCESS_PARTITION_ID, alone=False)
 def get_partition_id(vp: VirtualProcessor) -> bytes:
     """TLFS HvCallGetPartitionId."""
-    return hypercalls.PARTITION_ID.pack(vp.partition.id)
+    return _pack_partition_id(vp.partition.id)
 
 
-@TABLE.simple(hypercalls.NOTIFY_LONG_SPIN_WAIT, hypercalls.NOTIFY_LONG_SPIN_WAIT_INPUT)
+@TABLE.simple(hypercalls.NOTIFY_LONG_SPIN_WAIT, hypercalls.NOTIFY_LONG_SPIN_WAIT_INPUT, alone=False)
 def notify_long_spin_wait(_vp: VirtualProcessor, _spin_count: int) -> None:
     """TLFS HvCallNotifyLongSpinWait: the host may run somebody else first."""
     os.sched_yield()
