@@ -179,3 +179,11 @@ def test_run_timeout_ends_everything(outer: Outer) -> None:
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 124
     assert outer.leftovers() == []
+
+
+def test_clock_ticks_for_interrupts_that_the_emulator_loses(outer: Outer) -> None:
+    """The interval timer interrupts about 18 times a second, whatever the kernel's own timers do (see holder.py)."""
+    script = "for _ in 1 2; do awk '$1 == \"0:\" { print $2 }' /proc/interrupts; sleep 2; done"
+    output, _ = outer.start("sh", "-c", script).communicate(timeout=TIMEOUT_S)
+    first, second = map(int, output.split())
+    assert 20 <= second - first <= 60

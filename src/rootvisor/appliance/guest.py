@@ -99,7 +99,7 @@ def ramdisk(
 def _modules_archive(folder: str) -> bytes:
     """First stage and modules; kept in the cache, because unpacking the modules takes half a second."""
     files = module_files(folder)
-    key = hashlib.sha256(repr((_FORMAT, _FIRST_STAGE)).encode())
+    key = hashlib.sha256(repr((_FORMAT, _FIRST_STAGE, holder_program())).encode())
     for path in files:
         status = os.stat(path)
         key.update(repr((path, status.st_size, status.st_mtime_ns)).encode())

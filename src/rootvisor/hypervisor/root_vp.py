@@ -185,7 +185,9 @@ class RootVp(VirtualProcessor):
             and self.trace is None
         ):
             store = Struct(f"{call.output}s").pack_into if call.output else None
-            self.hypercalls.setdefault(code, 0)  # the call may have been another: in 32-bit code RCX is not its code
+            self.hypercalls.setdefault(
+                code, 0
+            )  # the call may have been another: in 32-bit code RCX is not its code
             simple_calls[code] = (call.handler, call.unpack, call.size, store, call.output, call.alone)
 
     def _port_io(self, port: int, size: int) -> None:
