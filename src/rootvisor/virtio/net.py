@@ -146,11 +146,12 @@ class ReceiveBuffers:
             chain = self._queue.pop()
             if chain is None:
                 return self._entries >= self._queue.size
-            size = chain.writable_bytes()
+            writable = chain.writable
+            size = len(writable[0]) if len(writable) == 1 else chain.writable_bytes()
             if size < HEADER_BYTES:
                 raise QueueError(f"queue {self._queue.index}: a receive buffer of {size} bytes")
             chains.append((chain, size))
-            self._entries += len(chain.writable)
+            self._entries += len(writable)
             self.room += size
         return True
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _AVAILABLE = 1 << 7
 _USED = 1 << 15
 
+_KIND = DESC_NEXT | DESC_WRITE | DESC_INDIRECT
+
 # Event suppression flags (2.8.10).
 _EVENTS_ALL = 0
 _EVENTS_NONE = 1
@@ -79,9 +81,13 @@ class PackedQueue(Queue):
         """The next request of the descriptor ring, or `None`."""
         if not self.dma or not self._available():
             return None
-        chain = Chain(0)
+        address, length, buffer_id, flags = unpack_descriptor(self._desc, self._next * DESCRIPTOR_BYTES)
+        chain = Chain(buffer_id)
         try:
-            self._walk(chain)
+            if flags & _KIND == DESC_WRITE and length:  # all that receive queues have
+                chain.writable.append(self._buffer(address, length))
+            else:
+                self._walk(chain)
         except ValueError as error:
             raise self._bad_address(error) from error
         following = self._next + chain.slots

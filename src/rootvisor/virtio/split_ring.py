@@ -15,7 +15,7 @@ from .queue import (
     full_barrier,
     unpack_descriptor,
 )
-from .registers import DESC_INDIRECT, DESC_NEXT
+from .registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ class SplitQueue(Queue):
         head = avail[2 + (following & self._mask)]
         chain = Chain(head)
         try:
-            self._walk(chain, head)
+            address, length, flags, _ = unpack_descriptor(self._desc, (head & self._mask) * DESCRIPTOR_BYTES)
+            if flags == DESC_WRITE and length and head < self.size:  # all that receive queues have
+                chain.writable.append(self._buffer(address, length))
+            else:
+                self._walk(chain, head)
         except ValueError as error:
             raise self._bad_address(error) from error
         self._next = following + 1 & 0xFFFF
