@@ -45,7 +45,7 @@ FILL_AND_SUM = Code("""
     decq %rsi
     jnz 1b
     xorl %eax, %eax
-    movl $20, %r8d
+    movl $4, %r8d
 3:  movq %rbx, %rdi
     movq %rcx, %rsi
     xorl %eax, %eax
