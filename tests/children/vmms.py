@@ -22,7 +22,7 @@ from _signal import SIGKILL, SIGUSR1, signal  # type: ignore[import-not-found, u
 STAGES = ("start", "created", "initialized", "mapped", "vps", "events", "running")
 DEBUGFS = "/sys/kernel/debug"
 PARTITIONS = f"{DEBUGFS}/mshv/partition"
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 MIB = 1 << 20
 #: A byte for the stage of the VMM that is killed, then a u64 for each that goes on.
 _shared = mmap.mmap(-1, 4096)

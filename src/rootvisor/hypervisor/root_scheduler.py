@@ -52,7 +52,7 @@ _SLEEPING = (abi.MP_STATE_UNINITIALIZED, abi.MP_STATE_INIT_RECEIVED)
 class RootScheduler:
     """Everything under Hypervisor.lock, unless said otherwise."""
 
-    __slots__ = ("_alarm", "_blocked", "_ended", "_hypervisor", "_look", "_started")
+    __slots__ = ("_alarm", "_blocked", "_ended", "_finished", "_hypervisor", "_look", "_started")
 
     def __init__(self, hypervisor: Hypervisor) -> None:
         self._hypervisor = hypervisor
@@ -61,6 +61,8 @@ class RootScheduler:
         #: held while there is nothing to do for the thread that watches blocked VPs
         self._alarm = allocate_lock()
         self._alarm.acquire()
+        #: held while that thread runs
+        self._finished = allocate_lock()
         self._look = False
         self._started = False
         self._ended = False
@@ -170,6 +172,8 @@ class RootScheduler:
         """Ends the thread; without the lock."""
         self._ended = True
         self._ring()
+        with self._finished:
+            pass
 
     def _ring(self) -> None:
         try:
@@ -210,11 +214,20 @@ class RootScheduler:
             return
         if not self._started:
             self._started = True
+            self._finished.acquire()
             start_new_thread(self._thread, ())
         if self._blocked[vp] is not None:
             self._ring()
 
     def _thread(self) -> None:
+        try:
+            self._watch_blocked()
+        except Exception as error:  # without this thread blocked VPs sleep for ever
+            self._hypervisor.root.end_with_defect(error)
+        finally:
+            self._finished.release()
+
+    def _watch_blocked(self) -> None:
         """Waits for timers and for :meth:`poke`."""
         lock = self._hypervisor.lock
         wait = -1.0
