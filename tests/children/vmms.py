@@ -26,6 +26,8 @@ DEADLINE_S = 240.0
 MIB = 1 << 20
 #: A byte for the stage of the VMM that is killed, then a u64 for each that goes on.
 _shared = mmap.mmap(-1, 4096)
+#: The byte that lets VMMs go on which are to be there all at once.
+_GO = 4095
 
 
 def say(text: str) -> None:
@@ -212,6 +214,8 @@ def sum_up(number: int) -> None:
     from tests.children.guests_at_work import FILL_AND_SUM
 
     with Mshv() as mshv, Guest(mshv, FILL_AND_SUM, memory=128 * MIB) as guest:
+        while not _shared[_GO]:
+            time.sleep(0.02)
         pages = 120 * MIB >> 12
         guest.vp.set_registers(rbx=8 * MIB, rcx=pages, rdx=number)
         (total,) = guest.finish()
@@ -225,6 +229,7 @@ def many(count: int) -> None:
     pids = [fork(lambda number=number: sum_up(number)) for number in range(count)]
     wait_for(lambda: len(children()) == count, "all partitions are there")
     ask("all are there")
+    _shared[_GO] = 1
     for number, pid in enumerate(pids):
         _, status = os.waitpid(pid, 0)
         if status:
