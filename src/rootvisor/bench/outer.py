@@ -56,21 +56,45 @@ def measure(
     inner = Path(guest_code.__file__).with_name("inner.py").resolve()
     argv = [*request.python, str(inner), str(path)]
     progress("starting the appliance" if appliance else "starting")
-    status, words = _run(argv, folder, appliance, progress)
+    results = run_inner(
+        argv,
+        folder,
+        Path(job["results"]),
+        appliance=appliance,
+        memory_mib=_APPLIANCE_MIB,
+        deadline_s=_DEADLINE_S,
+        progress=progress,
+    )
+    return results | missing
+
+
+def run_inner(
+    argv: list[str],
+    folder: Path,
+    results: Path,
+    *,
+    appliance: bool,
+    memory_mib: int,
+    deadline_s: float,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run an inner part, here or in an appliance with `memory_mib`; the document that it wrote to `results`, a file in
+    `folder`. `progress` gets its lines. Raises BenchError."""
+    status, words = _run(argv, folder, memory_mib if appliance else None, deadline_s, progress)
     try:
-        results: dict[str, Any] = json.loads(Path(job["results"]).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         last = words.strip().splitlines()
         detail = last[-1].removeprefix("rootvisor: ") if last else f"status {status}"
         raise BenchError(f"the bench failed: {detail}", "is another KVM user running? Try again") from None
-    return results | missing
+    return found
 
 
 def _prepare(request: BenchRequest, folder: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Write the guest programs, compile the C loop; the job, and what is missing on this machine."""
     (folder / "initramfs").write_bytes(guest_code.initramfs())
     (folder / "exit_image").write_bytes(guest_code.exit_image(exits.ROUNDS, exits.EXITS))
-    c_loop, gcc_problem = _compile(folder)
+    c_loop, gcc_problem = compile_program(folder, "exit_loop")
     qemu = shutil.which("qemu-system-x86_64")
     here = Path(guest_code.__file__).resolve().parent
     job = {
@@ -95,15 +119,15 @@ def _prepare(request: BenchRequest, folder: Path) -> tuple[dict[str, Any], dict[
     return job, {"qemu": qemu_problem, "gcc": gcc_problem}
 
 
-def _compile(folder: Path) -> tuple[str | None, str | None]:
-    """The C loop's program, or None and why there is none."""
-    source = Path(guest_code.__file__).resolve().with_name("exit_loop.c")
+def compile_program(folder: Path, name: str, flags: Sequence[str] = ()) -> tuple[str | None, str | None]:
+    """The program of `name`.c beside this module, or None and why there is none."""
+    source = Path(guest_code.__file__).resolve().with_name(f"{name}.c")
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None, "gcc is missing; apt-get install gcc libc6-dev"
-    target = folder / "exit_loop"
+    target = folder / name
     done = subprocess.run(
-        [compiler, "-O2", "-static", "-o", str(target), str(source)],
+        [compiler, "-O2", "-static", *flags, "-o", str(target), str(source)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -115,7 +139,13 @@ def _compile(folder: Path) -> tuple[str | None, str | None]:
     return str(target), None
 
 
-def _run(argv: list[str], folder: Path, appliance: bool, progress: Callable[[str], None]) -> tuple[int, str]:
+def _run(
+    argv: list[str],
+    folder: Path,
+    appliance_mib: int | None,
+    deadline_s: float,
+    progress: Callable[[str], None],
+) -> tuple[int, str]:
     """Run the inner part; its status and what it said on stderr."""
     read, write = os.pipe()
 
@@ -129,7 +159,7 @@ def _run(argv: list[str], folder: Path, appliance: bool, progress: Callable[[str
     complaints = folder / "stderr"
     try:
         with open(os.devnull, "rb") as stdin, complaints.open("wb") as stderr:
-            if appliance:
+            if appliance_mib is not None:
                 try:
                     status = run_in_appliance(
                         Request(
@@ -138,26 +168,26 @@ def _run(argv: list[str], folder: Path, appliance: bool, progress: Callable[[str
                             env=dict(os.environ),
                             streams=(stdin.fileno(), write, stderr.fileno()),
                             writable=[str(folder)],
-                            memory_mib=_APPLIANCE_MIB,
-                            timeout=_DEADLINE_S,
+                            memory_mib=appliance_mib,
+                            timeout=deadline_s,
                         )
                     )
                 except ApplianceError as error:
                     raise BenchError(str(error)) from error
             else:
-                status = _run_here(argv, stdin.fileno(), write, stderr.fileno())
+                status = _run_here(argv, stdin.fileno(), write, stderr.fileno(), deadline_s)
     finally:
         os.close(write)
         watcher.join(5.0)
     return status, complaints.read_text(encoding="utf-8", errors="replace")
 
 
-def _run_here(argv: list[str], stdin: int, stdout: int, stderr: int) -> int:
+def _run_here(argv: list[str], stdin: int, stdout: int, stderr: int, deadline_s: float) -> int:
     process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr)
     try:
-        return process.wait(_DEADLINE_S)
+        return process.wait(deadline_s)
     except subprocess.TimeoutExpired:
-        raise BenchError(f"the bench did not end within {_DEADLINE_S:.0f} s") from None
+        raise BenchError(f"the bench did not end within {deadline_s:.0f} s") from None
     finally:
         if process.poll() is None:
             process.terminate()

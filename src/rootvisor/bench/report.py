@@ -35,13 +35,15 @@ def target(row: Row) -> str:
 
 
 def value(number: float | None, unit: str) -> str:
-    """A value with its unit; a dash where there is none."""
+    """A value with its unit (B and kB both hold bytes); a dash where there is none."""
     if number is None:
         return "-"
     if unit == "s":
         return f"{number:.2f} s"
-    if unit == "us":
-        return f"{number:.1f} us"
+    if unit in ("us", "ms"):
+        return f"{number:.1f} {unit}"
     if unit == "B":
         return f"{number / 1e6:.0f} MB"
+    if unit == "kB":
+        return f"{number / 1e3:.0f} kB"
     return f"{number:.0f}"

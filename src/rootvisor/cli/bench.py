@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rootvisor.cli.engine import choose_engine
 from rootvisor.cli.errors import OWN_FAILURE, UserError
-from rootvisor.cli.help import DocumentedCommand, debug_option, json_option, option
+from rootvisor.cli.help import (
+    DocumentedCommand,
+    DocumentedCommandWithParts,
+    debug_option,
+    json_option,
+    option,
+)
 from rootvisor.cli.output import Progress, print_json, table
 from rootvisor.cli.partition_options import engine_option, kernel_option
 from rootvisor.cli.run_folder import run_folder
@@ -21,6 +29,13 @@ _EXAMPLES = (
         "rootvisor bench --json | jq '.targets[] | select(.passed == false)'",
     ),
 )
+_CHILDREN_EXAMPLES = (
+    ("Measure child partitions; five to ten minutes", "rootvisor bench children"),
+    (
+        "Only the targets that are missed",
+        "rootvisor bench children --json | jq '.targets[] | select(.passed == false)'",
+    ),
+)
 _STATUSES = (
     ("0", "it measured, whether the targets are met or not"),
     (str(OWN_FAILURE), "it could not measure; the message says what mends it"),
@@ -28,7 +43,7 @@ _STATUSES = (
 _COLOURS = {"pass": "green", "miss": "red"}
 
 
-@click.command(cls=DocumentedCommand, examples=_EXAMPLES, statuses=_STATUSES)
+@click.group(cls=DocumentedCommandWithParts, examples=_EXAMPLES, statuses=_STATUSES)
 @option(
     "--runs", type=click.IntRange(1, 100), default=5, show_default=True, help="Boots of each side, in turns."
 )
@@ -36,13 +51,16 @@ _COLOURS = {"pass": "green", "miss": "red"}
 @engine_option()
 @json_option
 @debug_option
-def bench(runs: int, kernel: str, engine: str, as_json: bool) -> None:
+@click.pass_context
+def bench(ctx: click.Context, runs: int, kernel: str, engine: str, as_json: bool) -> None:
     """Measure boot time, memory and the cost of exits.
 
     The root partition and qemu-system-x86_64 (q35, KVM) boot the same kernel and user space in turns, on the same
     engine, in one run. Exits are compared with a C program that makes the same ioctl and is compiled for it. Absolute
     numbers depend on the machine, so targets are ratios; missing one is no failure.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from rootvisor.bench.targets import document, rows
 
     chosen, results, version = _measure(runs, kernel, engine)
@@ -55,6 +73,89 @@ def bench(runs: int, kernel: str, engine: str, as_json: bool) -> None:
     _show(rows(results))
     for line in _remarks(results):
         click.echo(line)
+
+
+@bench.command(cls=DocumentedCommand, examples=_CHILDREN_EXAMPLES, statuses=_STATUSES)
+@option(
+    "--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Guests of QEMU on each side."
+)
+@engine_option()
+@json_option
+@debug_option
+def children(runs: int, engine: str, as_json: bool) -> None:
+    """Measure child partitions: guests under QEMU, intercepts, memory.
+
+    A VMM in the root partition, a hundred lines of C, and an unmodified QEMU do through /dev/mshv what the same
+    programs do with KVM on the same engine, in one run.
+    """
+    from rootvisor.bench.children import COUNT
+    from rootvisor.bench.children_rows import document, rows
+
+    chosen, results, version = _measure_children(runs, engine)
+    if as_json:
+        print_json(
+            {
+                "engine": {"name": chosen.name, "reason": chosen.reason},
+                "kernel": version,
+                **document(results, COUNT),
+            }
+        )
+        return
+    click.echo(f"engine {chosen.name} ({chosen.reason}); root and guests: kernel {version}, 1 VP each\n")
+    _show(rows(results, COUNT))
+    click.echo("")
+    if results.get("qemu"):
+        click.echo(f"No guests under QEMU: {results['qemu']}")
+    click.echo("Guests under QEMU: medians. Events and lives: minimum over the guests.")
+    for problem in results["problems"]:
+        click.echo(f"Failed: {problem}")
+
+
+def _measure_children(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]:
+    from rootvisor import kernels
+    from rootvisor.bench.children import ROOT_MIB, ChildrenRequest, measure
+    from rootvisor.bench.outer import BenchError
+    from rootvisor.cli.description import RunOptions
+    from rootvisor.cli.kernel_choice import kernel_error
+    from rootvisor.cli.launch import argv_in_folder
+    from rootvisor.cli.prepare import Standard, prepare, python_argv
+    from rootvisor.peers.errors import PeerError
+    from rootvisor.peers.qemu import ensure
+
+    with Progress() as progress, run_folder() as folder:
+        chosen = choose_engine(engine)
+        try:
+            kernel = kernels.ensure("mshv", progress)
+        except kernels.KernelError as error:
+            raise kernel_error(error) from error
+        qemu, problem = None, None
+        try:
+            qemu = str(ensure(progress).program)
+        except PeerError as error:
+            problem = str(error)
+
+        def root_argv(command: Sequence[str]) -> list[str]:
+            options = RunOptions(
+                kernel="mshv", memory_bytes=ROOT_MIB << 20, engine=chosen.name, command=tuple(command)
+            )
+            plan = prepare(options, progress=progress, standard=Standard(False, False))
+            place = Path(folder) / "root"
+            place.mkdir()
+            return argv_in_folder(plan, place)
+
+        request = ChildrenRequest(
+            kernel=kernel,
+            qemu=qemu,
+            qemu_problem=problem,
+            runs=runs,
+            python=python_argv(),
+            root_argv=root_argv,
+        )
+        try:
+            results = measure(request, folder, appliance=chosen.name == "appliance", progress=progress)
+        except BenchError as error:
+            raise UserError(str(error), error.mend) from error
+    return chosen, results, f"{kernel.name} {kernel.version}"
 
 
 def _measure(runs: int, kernel: str, engine: str) -> tuple[Any, dict[str, Any], str]:

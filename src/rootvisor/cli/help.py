@@ -85,6 +85,26 @@ class DocumentedGroup(click.Group):
         _write_examples(formatter, self.examples)
 
 
+class DocumentedCommandWithParts(DocumentedGroup, DocumentedCommand):
+    """A command that does something by itself and has commands below it; its help is that of a command, and the list
+    of those."""
+
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[tuple[str, str]] = (),
+        statuses: Sequence[tuple[str, str]] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, invoke_without_command=True, **kwargs)
+        self.examples = tuple(examples)
+        self.statuses = tuple(statuses)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples and the table of exit statuses."""
+        DocumentedCommand.format_epilog(self, ctx, formatter)
+
+
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[tuple[str, str]]) -> None:
     """Write each example as the command that runs as it stands, under a line that says what it does."""
     if not examples:

@@ -95,6 +95,14 @@ def _packages() -> str:
     return str(Path(package.origin).parents[1]) if package is not None and package.origin else ""
 
 
+def argv_in_folder(plan: RunPlan, folder: Path) -> list[str]:
+    """Command line of the process that is the machine, with what it reads in `folder`: for somebody who starts it where
+    the engine is."""
+    _hold_kernel(plan)
+    own = _complete(plan, lambda name, content: _write(folder / name, content))
+    return inner_argv(_write(folder / "description", encode(own)), plan.debug)
+
+
 def encode(description: RunDescription) -> bytes:
     """The description file's content."""
     return marshal.dumps(description.document(), 2)

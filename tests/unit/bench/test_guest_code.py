@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rootvisor.bench import guest_code
-from rootvisor.bench.outer import _compile
+from rootvisor.bench.outer import compile_program
 from rootvisor.hypervisor.hypercall_abi import PAGE_CODE, PORT
 
 SOURCE = Path(guest_code.__file__).with_name("exit_loop.c")
@@ -55,14 +55,14 @@ def test_c_loop_compiles_without_warnings(tmp_path: Path) -> None:
     subprocess.run(
         [gcc, "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only", str(SOURCE)], check=True, timeout=60
     )
-    program, problem = _compile(tmp_path)
+    program, problem = compile_program(tmp_path, "exit_loop")
     assert problem is None
     assert program is not None
 
 
 def test_no_compiler_is_a_reason_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    program, problem = _compile(tmp_path)
+    program, problem = compile_program(tmp_path, "exit_loop")
     assert program is None
     assert problem is not None
     assert "gcc is missing" in problem
