@@ -18,7 +18,7 @@ from _signal import (  # type: ignore[import-not-found, unused-ignore]
     pthread_sigmask,
     sigtimedwait,
 )
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, get_ident, get_native_id, start_new_thread
 from errno import EFAULT, EINVAL
 from fcntl import ioctl
 from time import pthread_getcpuclockid
@@ -31,7 +31,16 @@ from ..tlfs import msrs, status
 from ..tlfs.messages import MESSAGE_HEADER
 from ..tlfs.msrs import PAGE_GPN_SHIFT
 from ..x86.decoder import decode
-from . import emulated, hypercall_abi, intercepts, memory_access, register_page, string_io, vp_registers
+from . import (
+    emulated,
+    hypercall_abi,
+    intercepts,
+    memory_access,
+    register_page,
+    root_reaction,
+    string_io,
+    vp_registers,
+)
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
 from .memory_access import MemoryAccess
@@ -96,8 +105,8 @@ class ChildVp(VirtualProcessor):
     __slots__ = (
         "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
         "_translation_words", "_waiters", "blocked", "dispatched", "explicit_suspend", "halted", "intercept_suspend",
-        "message_page", "pages", "register_page", "root_vp", "running", "stored", "to_do", "told", "translations",
-        "u32", "yielding",
+        "lets_root_react", "message_page", "pages", "register_page", "root_vp", "running", "stored", "to_do", "told",
+        "translations", "u32", "yielding",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -128,6 +137,8 @@ class ChildVp(VirtualProcessor):
         self._deferred: tuple[int, bytes] | None = None
         #: the exceptions that KVM hands over to us
         self._debugged: frozenset[int] = frozenset()
+        #: the root is to have time to act upon the last intercept before the guest goes on
+        self.lets_root_react = False
         #: the root was asked for memory: some may have come since
         self._mapped = False
         #: something has to be done before the VP runs: its thread looks at it
@@ -282,6 +293,7 @@ class ChildVp(VirtualProcessor):
         every resume gives an UNRECOVERABLE_EXCEPTION.
         """
         self.vcpu.thread = get_ident()
+        self.thread_id = get_native_id()
         self.cpu_clock = pthread_getcpuclockid(get_ident())
         try:
             self._run()
@@ -394,6 +406,9 @@ class ChildVp(VirtualProcessor):
         partition = self.partition
         if self._debugged is not partition.intercepts.exceptions:
             self._debug_exceptions()
+        if self.lets_root_react:
+            self.lets_root_react = False
+            self.let_root_react()
         if self._mapped:
             self._mapped = False
             partition.memory.prefault(self)  # without the lock: it may take milliseconds
@@ -403,6 +418,14 @@ class ChildVp(VirtualProcessor):
             with partition.hypervisor.lock:
                 return self._intercept(message_type, payload, again=False)
         return _GO_ON
+
+    def let_root_react(self) -> None:
+        """See :mod:`.root_reaction`; without the lock."""
+        partition = self.partition
+        root_reaction.wait(
+            [vp.thread_id for vp in partition.hypervisor.root.vps],
+            lambda: self.explicit_suspend or self.stopping or bool(partition.held),
+        )
 
     def _interrupted(self) -> int:
         """KVM_RUN gave EINTR; without the lock."""
@@ -602,6 +625,8 @@ class ChildVp(VirtualProcessor):
         length = found.instruction.length if found.instruction is not None else 0
         if found.state != UNMAPPED:
             self._mapped = self.to_do = True
+        elif found.size == 1 and found.access == tlfs.ACCESS_WRITE:
+            self.lets_root_react = self.to_do = True
         return self._intercept(
             found.message_type,
             intercepts.memory(self, found.access, found.info, found.gva, found.gpa, length, code),

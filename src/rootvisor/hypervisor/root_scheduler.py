@@ -79,6 +79,11 @@ class RootScheduler:
         runnable = not (
             vp.explicit_suspend or vp.intercept_suspend or vp.stored.dispatch_suspend or child.held
         )
+        if runnable and vp.lets_root_react:  # blocked meanwhile: the root's VP is not kept
+            vp.lets_root_react = False
+            vp.blocked = True
+            start_new_thread(self._react, (vp,))
+            return tlfs.DISPATCH_STATE_BLOCKED, tlfs.DISPATCH_EVENT_OTHER
         if runnable:
             vp.dispatched = True
             try:
@@ -132,6 +137,12 @@ class RootScheduler:
             if vp.yielding:
                 vp.vcpu.kick()
         vp.yielding = False
+
+    def _react(self, vp: ChildVp) -> None:
+        """A thread of its own, without the lock: gives the root its time, then has the VP dispatched again."""
+        vp.let_root_react()
+        with self._hypervisor.lock:
+            self.runnable(vp)
 
     # --- what wakes a blocked VP --------------------------------------------------------------------------------------
     def runnable(self, vp: ChildVp) -> None:

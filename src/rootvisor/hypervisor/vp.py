@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock, get_ident, get_native_id
 from time import pthread_getcpuclockid
 
 from ..bus.address_space import AddressError
@@ -55,6 +55,7 @@ class VirtualProcessor:
         "partition",
         "stopping",
         "synic",
+        "thread_id",
         "trace",
         "u8",
         "u64",
@@ -86,6 +87,8 @@ class VirtualProcessor:
         #: pages that hypercall operands lie in, by page number
         self.operand_pages: dict[int, memoryview] = {}
         self.cpu_clock = 0
+        #: the kernel's id of its thread, 0 before it runs
+        self.thread_id = 0
         self.assist_page, simp, siefp, sirbp = pages
         self.synic = Synic(simp, siefp, sirbp, self.interrupt)
         self._msrs = synthetic_msrs(self)
@@ -123,6 +126,7 @@ class VirtualProcessor:
     def thread(self) -> None:
         """Body of the VP's thread: runs until the partition ends, then lets go of ``finished``."""
         self.vcpu.thread = get_ident()
+        self.thread_id = get_native_id()
         self.cpu_clock = pthread_getcpuclockid(get_ident())
         partition = self.partition
         try:
