@@ -179,6 +179,9 @@ class VirtioDevice:
             self.fail(str(error))
 
     def _defect(self, error: Exception) -> None:
+        if isinstance(error, QueueError):  # met while something of the host's was ready
+            self.fail(str(error))
+            return
         self.fail(f"internal error: {type(error).__name__}: {error}")
 
 

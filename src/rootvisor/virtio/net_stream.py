@@ -26,7 +26,6 @@ from .net import (
     ReceiveBuffers,
     skip_bytes,
 )
-from .queue import QueueError
 from .registers import DEVICE_NET
 from .stream import advance
 
@@ -160,15 +159,12 @@ class PasstNet(NetDevice):
             self.worker.watch(self._socket.fileno(), events, self._ready)
 
     def _ready(self, events: int) -> None:
-        try:
-            if events & select.POLLOUT:
-                self._flush()
-            if events & select.POLLIN:
-                self._receive()
-            elif events & (select.POLLHUP | select.POLLERR):
-                self._ended(f"{self.backend} has ended")
-        except QueueError as error:
-            self.fail(str(error))
+        if events & select.POLLOUT:
+            self._flush()
+        if events & select.POLLIN:
+            self._receive()
+        elif events & (select.POLLHUP | select.POLLERR):
+            self._ended(f"{self.backend} has ended")
 
     def _ended(self, reason: str) -> None:
         """Nobody is there any more: the cable is out, what the driver sends is dropped."""

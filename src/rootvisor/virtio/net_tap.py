@@ -19,7 +19,6 @@ from .net import (
     NetDevice,
     ReceiveBuffers,
 )
-from .queue import QueueError
 from .registers import DEVICE_NET
 from .tap import Tap
 from .vhost_kernel import NET_SET_BACKEND, VhostKernelDevice, VhostKernelError, open_vhost
@@ -112,12 +111,6 @@ class TapNet(NetDevice):
         self.tap.close()
 
     def _ready(self, events: int) -> None:
-        try:
-            self._receive()
-        except QueueError as error:
-            self.fail(str(error))
-
-    def _receive(self) -> None:
         queue, buffers = self.queues[RX_QUEUE], self._buffers
         if queue is None or buffers is None:
             return

@@ -358,3 +358,19 @@ def test_closed_descriptors_are_like_none() -> None:
 def test_no_ports_is_value_error() -> None:
     with pytest.raises(ValueError, match="1 to 31 ports"):
         Console([])
+
+
+def test_malformed_input_ring_met_when_input_comes_is_the_drivers_fault() -> None:
+    reader, writer = os.pipe()
+    guest = Guest(Console([Port("", reader, None, True)]))
+    reasons: list[str] = []
+    guest.device.on_failure = reasons.append
+    guest.start(F_VERSION_1, [64, 64])
+    guest.rings[0].add([(0, 64, True)])
+    guest.kick(0)
+    os.write(writer, b"x")
+    wait_until(lambda: bool(reasons))
+    assert reasons[0].startswith("console: queue 0: ")
+    guest.close()
+    os.close(reader)
+    os.close(writer)
