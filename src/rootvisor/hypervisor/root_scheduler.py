@@ -194,6 +194,9 @@ class RootScheduler:
 
     def _sleeps(self, vp: ChildVp) -> bool:
         """Whether a parked VP would go on sleeping if it were dispatched."""
+        due = self._blocked.get(vp)
+        if due is not None and due <= monotonic():  # a periodic timer looks as if it had not fired yet
+            return False
         vcpu = vp.vcpu
         try:
             state = vcpu.mp_state()
