@@ -205,6 +205,23 @@ def test_reference_time_can_be_set(parent: Parent) -> None:
     assert child.register(0, registers.TSC) >> 40 == 1
 
 
+def test_guest_computes_reference_time_from_a_tsc_that_was_set_while_time_stood(parent: Parent) -> None:
+    """A restore: reference time first, then the TSC of each VP. What the guest's page says must agree with both."""
+    child = parent.initialized(vps=2)
+    freeze(child)
+    assert parent.set(child.id, tlfs.REFERENCE_TIME, 5_000_000_000) == 0
+    for index in range(2):
+        assert child.set_registers(index, (registers.TSC, (1 << 40) + index)) == 0
+    partition = parent.guest.hypervisor.partitions[child.id]
+    page = bytearray(4096)
+    partition.reference_time.write_page(memoryview(page))
+    scale, offset = struct.unpack_from("<Qq", page, 8)
+    assert abs(((1 << 40) * scale >> 64) + offset - 5_000_000_000) <= 10
+    freeze(child, False)
+    tsc = child.register(0, registers.TSC)
+    assert 0 <= now(child) - ((tsc * scale >> 64) + offset) < 200 * MS
+
+
 def test_frozen_vps_do_not_run(parent: Parent) -> None:
     """A VP that runs leaves the guest; one that is resumed waits for the thaw; neither register shows it."""
     child = parent.initialized(vps=2)

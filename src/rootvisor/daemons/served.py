@@ -11,7 +11,7 @@ from .sockets import connected_listener
 # VHOST_USER_GET_FEATURES (1), protocol version 1, no payload: a question that may be asked at any time.
 _QUESTION = (1).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(4)
 _ANSWER_BYTES = 20
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 
 
 class Served:

@@ -71,8 +71,11 @@ class ChildTime:
 
     def set(self, value: int, vp: VirtualProcessor) -> None:
         """Reference time is ``value`` now; the guest's page follows."""
+        self._set_reference(value, self._tsc(vp))
+
+    def _set_reference(self, value: int, tsc: int) -> None:
         time = self._child.reference_time
-        time.offset = value - (self._tsc(vp) * time.scale >> 64)
+        time.offset = value - (tsc * time.scale >> 64)
         page = self._child.tsc_page
         if page.enabled:
             time.sequence = time.sequence + 1 & 0xFFFFFFFF
@@ -138,6 +141,16 @@ class ChildTime:
         return self._stopped_at + offset & _MASK64
 
     def set_tsc(self, vp: ChildVp, value: int) -> None:
-        """What the VP's guest reads from now, or from the thaw on."""
-        if not self.frozen or not tsc_offset.set(vp.vcpu, value - self._stopped_at & _MASK64):
+        """What the VP's guest reads from now, or from the thaw on.
+
+        While time is frozen this is how a VMM restores a partition, VP by VP: the value is the partition's TSC then,
+        and reference time stays what it is, for the hypervisor and for the guest that computes it from its TSC.
+        """
+        if not self.frozen:
             vp.vcpu.set_msr(MSR_TSC, value)
+            return
+        if not tsc_offset.set(vp.vcpu, value - self._stopped_at & _MASK64):
+            vp.vcpu.set_msr(MSR_TSC, value)
+        reference = self._child.reference_time.at(self._base + self._stopped_at & _MASK64)
+        self._base = value - self._stopped_at & _MASK64
+        self._set_reference(reference, value)

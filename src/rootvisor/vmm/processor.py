@@ -48,8 +48,8 @@ class Processor:
     """
 
     __slots__ = (
-        "_emulation", "_ended", "_failed", "_go", "_io_apic", "_mmio", "_over", "_parked", "_pause", "_ports", "_reset",
-        "_stop", "exits", "vp",
+        "_emulation", "_ended", "_failed", "_go", "_held", "_io_apic", "_mmio", "_over", "_parked", "_pause", "_ports",
+        "_reset", "_stop", "exits", "vp",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +70,7 @@ class Processor:
         self._reset = reset
         self._emulation = Emulation(vp, ports, mmio, memory)
         self._pause = False
+        self._held = False
         self._stop = False
         #: free while the thread is parked: paused, or not started
         self._parked = allocate_lock()
@@ -105,10 +106,11 @@ class Processor:
         self.vp.interrupt(timeout=_STOP_TIMEOUT_S)
         if not self._parked.acquire(timeout=_STOP_TIMEOUT_S):
             raise OSError(f"virtual processor {self.vp.index} does not stop")
+        self._held = True
 
     def resume(self) -> None:
         """Undoes a pause that was awaited."""
-        self._pause = False
+        self._pause = self._held = False
         self._parked.release()
         self._go.release()
 
@@ -119,7 +121,9 @@ class Processor:
             self._over.release()
         if not self._ended.locked():
             return
-        if self._go.locked():
+        if self._held:
+            self.resume()
+        elif self._go.locked():
             self._go.release()
         self.vp.interrupt(timeout=_STOP_TIMEOUT_S)
         self._ended.acquire(timeout=_STOP_TIMEOUT_S)
@@ -162,6 +166,8 @@ class Processor:
         read, write = self._ports.read, self._ports.write
         exits = self.exits
         keep = _KEEP
+        if self._pause:
+            self._park()
         while True:
             if not wait():
                 if self._stop:
@@ -193,7 +199,7 @@ class Processor:
             elif kind == types.X64_APIC_EOI:
                 self._io_apic.eoi(u32[_EOI_VECTOR])
             elif kind == types.UNRECOVERABLE_EXCEPTION:
-                self._reset("triple fault")
+                self._reset(f"triple fault of virtual processor {vp.index} at {u64[_RIP]:#x}")
                 self._wait_for_end()
                 return
             else:

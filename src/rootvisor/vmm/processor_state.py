@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..mshv import MshvError, vp_calls
 from ..mshv.vp import STATE_LAPIC, STATE_SIEFP, STATE_SIMP, STATE_SYNTHETIC_TIMERS, STATE_XSAVE
 from ..tlfs import registers as names
+from .controller import MachineError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def save_processor(vp: Vp) -> dict[str, Any]:
 
 
 def restore_processor(vp: Vp, saved: dict[str, Any]) -> None:
-    """Puts ``vp`` where it was. MshvError when the hypervisor does not take it."""
+    """Puts ``vp`` where it was. MachineError when the hypervisor does not take it."""
     _set(vp, saved["registers"])
     for kind, state in saved["states"].items():
         vp.set_state(kind, state)
@@ -76,4 +77,16 @@ def _get(vp: Vp, numbers: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _set(vp: Vp, pairs: list[tuple[int, int]]) -> None:
-    vp_calls.set_registers(vp, vp.index, pairs)
+    """Writes registers back. One that cannot be written, or not so, must have its value already."""
+    left = list(pairs)
+    while left:
+        try:
+            vp_calls.set_registers(vp, vp.index, left)
+            return
+        except MshvError as error:
+            number, value = left[error.reps]
+            if vp.get_registers(number)[0] != value:
+                raise MachineError(
+                    f"the hypervisor does not take {names.register_name(number)} = {value:#x} of processor {vp.index}"
+                ) from error
+            left = left[error.reps + 1 :]
