@@ -22,10 +22,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from rootvisor.bench import exits
 
     results: dict[str, Any] = {"exits": None, "boots": None, "problems": []}
-    try:
-        results["exits"] = exits.measure(job, _say)
-    except exits.ExitLoopError as error:
-        results["problems"].append(str(error))
+    if job["only"] != "boots":
+        try:
+            results["exits"] = exits.measure(job, _say)
+        except exits.ExitLoopError as error:
+            results["problems"].append(str(error))
+    if job["only"] == "exits":
+        return results
     folder = job["scratch"] or _scratch()
     try:
         results["boots"] = _boots(job, folder, results)

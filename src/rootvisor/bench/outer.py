@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rootvisor.appliance import ApplianceError, Request
 from rootvisor.appliance import run as run_in_appliance
@@ -34,7 +34,8 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
     """What is compared: the kernel (`image`, its ELF `vmlinux` or None), how our machine is started (`machine_argv`
-    takes a description file as its last word), boots per side and configuration."""
+    takes a description file as its last word), boots per side and configuration; `only`: boots
+    or exits instead of both."""
 
     image: str
     vmlinux: str | None
@@ -43,6 +44,7 @@ class BenchRequest:
     runs: int
     python: Sequence[str]
     machine_argv: Sequence[str]
+    only: Literal["boots", "exits"] | None = None
 
 
 def measure(
@@ -111,6 +113,7 @@ def _prepare(request: BenchRequest, folder: Path) -> tuple[dict[str, Any], dict[
         "machine_argv": list(request.machine_argv),
         "qemu": qemu,
         "runs": request.runs,
+        "only": request.only,
         "budget_s": _BUDGET_S,
         "scratch": None,
         "results": str(folder / "results.json"),

@@ -98,7 +98,9 @@ def _exit_rows(sides: dict[str, dict[str, list[float]]]) -> list[Row]:
         values = sides.get(side, {}).get(kind)
         return min(values) if values else None
 
-    return [
+    if not sides:
+        return []
+    judged = [
         Row(
             "one exit",
             name,
@@ -110,8 +112,14 @@ def _exit_rows(sides: dict[str, dict[str, list[float]]]) -> list[Row]:
             True,
         )
         for kind, name in _EXIT_NAMES.items()
-        if sides
     ]
+    if "python" not in sides:
+        return judged
+    barest = [
+        Row("one exit", f"{name}, barest Python", "us", least("python", kind), "C loop", least("c", kind))
+        for kind, name in _EXIT_NAMES.items()
+    ]
+    return judged + barest
 
 
 def document(results: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -47,12 +47,20 @@ _COLOURS = {"pass": "green", "miss": "red"}
 @option(
     "--runs", type=click.IntRange(1, 100), default=5, show_default=True, help="Boots of each side, in turns."
 )
+@option("--only", type=click.Choice(["boots", "exits"]), help="Measure one of the two.")
 @kernel_option()
 @engine_option()
 @json_option
 @debug_option
 @click.pass_context
-def bench(ctx: click.Context, runs: int, kernel: str, engine: str, as_json: bool) -> None:
+def bench(
+    ctx: click.Context,
+    runs: int,
+    only: Literal["boots", "exits"] | None,
+    kernel: str,
+    engine: str,
+    as_json: bool,
+) -> None:
     """Measure boot time, memory and the cost of exits.
 
     The root partition and qemu-system-x86_64 (q35, KVM) boot the same kernel and user space in turns, on the same
@@ -63,7 +71,7 @@ def bench(ctx: click.Context, runs: int, kernel: str, engine: str, as_json: bool
         return
     from rootvisor.bench.targets import document, rows
 
-    chosen, results, version = _measure(runs, kernel, engine)
+    chosen, results, version = _measure(runs, only, kernel, engine)
     if as_json:
         print_json(
             {"engine": {"name": chosen.name, "reason": chosen.reason}, "kernel": version, **document(results)}
@@ -158,7 +166,9 @@ def _measure_children(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]
     return chosen, results, f"{kernel.name} {kernel.version}"
 
 
-def _measure(runs: int, kernel: str, engine: str) -> tuple[Any, dict[str, Any], str]:
+def _measure(
+    runs: int, only: Literal["boots", "exits"] | None, kernel: str, engine: str
+) -> tuple[Any, dict[str, Any], str]:
     from rootvisor.bench.outer import BenchError, BenchRequest, measure
     from rootvisor.cli.kernel_choice import choose_kernel
     from rootvisor.cli.launch import inner_argv
@@ -175,6 +185,7 @@ def _measure(runs: int, kernel: str, engine: str) -> tuple[Any, dict[str, Any], 
             runs=runs,
             python=python_argv(),
             machine_argv=inner_argv("", False)[:-1],
+            only=only,
         )
         try:
             results = measure(request, folder, appliance=chosen.name == "appliance", progress=progress)
