@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .schema import Document
 
+_AT_ONCE = "all memory is read before the guest goes on."
 _URL = "A folder, as `file:///path` or as a path."
 
 
@@ -38,12 +39,13 @@ RESTORE = Table(
     "Where a snapshot comes from, and how.",
     (
         Field("source_url", Path("FOLDER"), _URL, required=True),
-        Field("prefault", Flag(), "Touch all memory before the guest goes on.", default=False),
+        Field("prefault", Flag(), _AT_ONCE, default=False, inert=True),
         Field(
             "memory_restore_mode",
             Choice("Copy", "OnDemand"),
-            "Read all memory before the guest goes on, or each page when it is touched.",
+            _AT_ONCE,
             default="Copy",
+            inert=True,
         ),
         Field("resume", Flag(), "Let the guest go on; without, it is paused.", default=False),
         Field("zone_updates", Unsupported("the guest's memory is one zone", list)),

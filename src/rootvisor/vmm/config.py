@@ -52,6 +52,7 @@ _NO_SEGMENTS = "the guest has one PCI segment, 0"
 _NO_SLOTS = "the VMM chooses the PCI slot"
 _NO_LIMITER = "limit the process or the backend, for example with cgroups"
 _NO_HOTPLUG = "the guest's memory does not grow; give it what it will need"
+_QUEUES = "the guest chooses the size of its queues."
 _ALWAYS_SHARED = "guest memory is one shared memory file in any case"
 
 QUEUE_SIZE = Integer(4, 32768, power_of_two=True)
@@ -59,8 +60,11 @@ QUEUE_SIZE = Integer(4, 32768, power_of_two=True)
 
 def _common(own: str = "") -> tuple[Field, ...]:
     """Fields that every PCI device has; ``own`` is the name of a device that exists once."""
+    name = "The device's name; by default the VMM makes one, such as `_disk0`."
     return (
-        Field("id", Identifier(own), "The device's name; by default the VMM makes one, such as `_disk0`."),
+        Field("id", Identifier(own), only=(own,), reason=f"the device exists once, and is {own}")
+        if own
+        else Field("id", Identifier(), name),
         Field("iommu", Flag(), default=False, only=(False,), reason=_NO_IOMMU),
         Field("pci_segment", Integer(0, 0xFFFF), default=0, only=(0,), reason=_NO_SEGMENTS),
         Field("pci_device_id", Integer(0, 31), reason=_NO_SLOTS),
@@ -243,10 +247,16 @@ DISK = Table(
         Field(
             "num_queues", Integer(1, MAX_VPS), "Queues, at most one for each virtual processor.", default=1
         ),
-        Field("queue_size", QUEUE_SIZE, "Descriptors of a queue.", default=128),
+        Field("queue_size", QUEUE_SIZE, _QUEUES, default=128, inert=True),
         Field("vhost_user", Flag(), "The disk is served by a vhost-user-blk backend.", default=False),
         Field("vhost_socket", Path("SOCKET"), "The backend's socket.", text="socket"),
-        Field("sparse", Flag(), "The guest's discards free blocks of the image.", default=True),
+        Field(
+            "sparse",
+            Flag(),
+            default=True,
+            only=(True,),
+            reason="the guest's discards free blocks of the image",
+        ),
         Field(
             "lock_granularity",
             Choice("ByteRange", "Full", spellings={"ByteRange": "byte-range"}),
@@ -275,15 +285,9 @@ def _check_net(net: Document, name: Callable[[str], str]) -> None:
             raise ConfigError(name("tap"), "and a vhost-user backend exclude each other")
     elif "vhost_socket" in net:
         raise ConfigError(name("vhost_socket"), f"means something with {name('vhost_user')} only")
-    if net["num_queues"] % 2:
-        raise ConfigError(
-            name("num_queues"), f"{net['num_queues']} is odd; receive and transmit queues come in pairs"
-        )
-    if not net["offload_csum"] and (net["offload_tso"] or net["offload_ufo"]):
-        which = "offload_tso" if net["offload_tso"] else "offload_ufo"
-        raise ConfigError(name(which), f"needs {name('offload_csum')}")
 
 
+_OFFLOADS = "the tap or the back end decides"
 _NO_TAP_ADDRESS = "give the tap its address with ip(8), and name it in tap"
 
 NET = Table(
@@ -296,12 +300,9 @@ NET = Table(
         Field("mac", MacAddress(), "The guest's address; by default one is made up."),
         Field("mtu", Integer(1280, 65520), "Largest packet."),
         Field(
-            "num_queues",
-            Integer(2, 2 * MAX_VPS),
-            "Queues: two for each pair, receive and transmit.",
-            default=2,
+            "num_queues", Integer(2, 2 * MAX_VPS), default=2, only=(2,), reason="there is one pair of queues"
         ),
-        Field("queue_size", QUEUE_SIZE, "Descriptors of a queue.", default=256),
+        Field("queue_size", QUEUE_SIZE, _QUEUES, default=256, inert=True),
         Field("vhost_user", Flag(), "Packets are carried by a vhost-user backend.", default=False),
         Field("vhost_socket", Path("SOCKET"), "The backend's socket.", text="socket"),
         Field(
@@ -312,9 +313,9 @@ NET = Table(
             only=("Client",),
             reason="let the backend listen",
         ),
-        Field("offload_tso", Flag(), "Offer TCP segmentation.", default=True),
-        Field("offload_ufo", Flag(), "Offer UDP segmentation.", default=True),
-        Field("offload_csum", Flag(), "Offer checksums.", default=True),
+        Field("offload_tso", Flag(), default=True, only=(True,), reason=_OFFLOADS),
+        Field("offload_ufo", Flag(), default=True, only=(True,), reason=_OFFLOADS),
+        Field("offload_csum", Flag(), default=True, only=(True,), reason=_OFFLOADS),
         Field("ip", Text(45, "ADDRESS"), only=("192.168.249.1",), reason=_NO_TAP_ADDRESS),
         Field("mask", Text(45, "ADDRESS"), only=("255.255.255.0",), reason=_NO_TAP_ADDRESS),
         Field("host_mac", MacAddress(), reason=_NO_TAP_ADDRESS),
@@ -353,7 +354,7 @@ FS = Table(
             "Folder for which the VMM starts a virtiofsd of its own (not in Cloud Hypervisor).",
         ),
         Field("num_queues", Integer(1, MAX_VPS), "Request queues.", default=1),
-        Field("queue_size", QUEUE_SIZE, "Descriptors of a queue.", default=1024),
+        Field("queue_size", QUEUE_SIZE, _QUEUES, default=1024, inert=True),
         *_common(),
     ),
     _check_fs,
@@ -376,7 +377,16 @@ VSOCK = Table(
 RNG = Table(
     "RngConfig",
     "A virtio-rng device: entropy.",
-    (Field("src", Path(), "Where entropy comes from.", default=DEFAULT_ENTROPY), *_common("__rng")),
+    (
+        Field(
+            "src",
+            Path(),
+            default=DEFAULT_ENTROPY,
+            only=(DEFAULT_ENTROPY, "/dev/random"),
+            reason="entropy is that of the root's kernel",
+        ),
+        *_common("__rng"),
+    ),
 )
 
 BALLOON = Table(
@@ -404,14 +414,18 @@ _NO_SOCKET = "use pty, or socat between a pty and a socket"
 def _check_console(console: Document, name: Callable[[str], str]) -> None:
     if console["mode"] == "File" and "file" not in console:
         raise ConfigError(name("file"), "is missing: where the output goes")
-    if console["mode"] != "File" and "file" in console:
+    if console["mode"] not in ("File", "Pty") and "file" in console:
         raise ConfigError(name("file"), f"means something with {name('mode')} File only")
 
 
 def _console_fields(default: str, what: str) -> tuple[Field, ...]:
     return (
         Field("mode", MODE, what, default=default, only=_MODES, reason=_NO_SOCKET),
-        Field("file", Path(), "File that output is written to, with mode File."),
+        Field(
+            "file",
+            Path(),
+            "File that output is written to, with mode File. With mode Pty `vm.info` says the terminal's path here.",
+        ),
         Field("socket", Unsupported(_NO_SOCKET)),
     )
 
@@ -489,8 +503,6 @@ def _check_vm(vm: Document, name: Callable[[str], str]) -> None:
     processors = vm["cpus"]["boot_vcpus"]
     for index, disk in enumerate(vm.get("disks", ())):
         check_disk_queues(disk, processors, f"{name('disks')}[{index}].")
-    for index, net in enumerate(vm.get("net", ())):
-        check_net_queues(net, processors, f"{name('net')}[{index}].")
     balloon = vm.get("balloon")
     if balloon is not None and balloon["size"] > vm["memory"]["size"]:
         raise ConfigError(
@@ -515,15 +527,6 @@ def check_disk_queues(disk: Document, processors: int, prefix: str = "") -> None
     if disk["num_queues"] > processors:
         raise ConfigError(
             f"{prefix}num_queues", f"{disk['num_queues']} is more than the guest's {processors} processors"
-        )
-
-
-def check_net_queues(net: Document, processors: int, prefix: str = "") -> None:
-    """ConfigError when a network device has more pairs of queues than the guest has processors."""
-    if net["num_queues"] // 2 > processors:
-        raise ConfigError(
-            f"{prefix}num_queues",
-            f"{net['num_queues']} is more than a pair for each of the guest's {processors} processors",
         )
 
 

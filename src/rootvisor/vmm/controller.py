@@ -102,6 +102,9 @@ if TYPE_CHECKING:
         def device_tree(self) -> dict[str, Document]:
             """Device name to ``{"id", "children": [...], "resources": [...], "pci_bdf"}``, as ``vm.info`` shows it."""
 
+        def pseudo_terminals(self) -> dict[str, str]:
+            """Paths of the terminals made for mode Pty: ``console`` and ``serial`` to ``/dev/pts/N``."""
+
         def snapshot(self, folder: str) -> None:
             """Write everything that `restore` needs into a folder; the machine is paused and stays so."""
 
@@ -264,6 +267,8 @@ class Controller:
                 if "balloon" in config:
                     answer["memory_actual_size"] -= self._call("", self._machine.balloon_size)
                 answer["device_tree"] = self._call("", self._machine.device_tree)
+                for name, path in self._call("", self._machine.pseudo_terminals).items():
+                    answer["config"][name]["file"] = path
             return answer
 
     def counters(self) -> dict[str, dict[str, int]]:

@@ -325,6 +325,11 @@ class Machine:
         counted["exits"] = exits
         return counted
 
+    def pseudo_terminals(self) -> dict[str, str]:
+        """Paths of what consoles in mode Pty lead to."""
+        names = ("serial", "console")
+        return {name: stream.path for name, stream in zip(names, self._streams, strict=False) if stream.path}
+
     def device_tree(self) -> dict[str, Document]:
         """Devices by name."""
         assert self._devices is not None

@@ -131,6 +131,10 @@ class FakeMachine:
             for name, address in self.devices.items()
         }
 
+    def pseudo_terminals(self) -> dict[str, str]:
+        names = ("console", "serial")
+        return {name: f"/dev/pts/{name}" for name in names if self.config[name]["mode"] == "Pty"}
+
     def snapshot(self, folder: str) -> None:
         assert self.state == "paused"
         self.fail("snapshot")

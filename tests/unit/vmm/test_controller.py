@@ -173,6 +173,16 @@ def test_info_counts_the_balloon_and_shows_devices(running: Controller) -> None:
     assert running.counters() == {"_disk0": {"read_bytes": 0, "write_bytes": 0}}
 
 
+def test_info_says_where_a_pseudo_terminal_is(controller: Controller) -> None:
+    controller.create(CONFIG | {"console": {"mode": "Pty"}})
+    assert "file" not in controller.info()["config"]["console"]
+    controller.boot()
+    config = controller.info()["config"]
+    assert config["console"]["file"] == "/dev/pts/console"
+    controller.delete()
+    controller.create(config)  # what was shown is a configuration
+
+
 def test_buttons_reach_the_machine(running: Controller, machines: list[FakeMachine]) -> None:
     running.power_button()
     running.nmi()
@@ -211,7 +221,7 @@ def test_add_device_failure_leaves_the_configuration(running: Controller) -> Non
             "disks[1].id: '_disk0' is that of disks[0]",
         ),
         ("disks", DISK.check({"path": "b", "num_queues": 2}), 400, "disks[1].num_queues: 2 is more than"),
-        ("net", NET.check({"num_queues": 4}), 400, "net[0].num_queues: 4 is more than a pair"),
+        ("net", NET.check({"id": "_disk0"}), 409, "net[0].id: '_disk0' is that of disks[0]"),
     ],
 )
 def test_add_device_that_cannot_be_is_refused(

@@ -12,6 +12,9 @@ use cloud_hypervisor_client::models::{
 use cloud_hypervisor_client::{socket_based_api_client, SocketBasedApiClient};
 use std::time::{Duration, Instant};
 
+const PATIENCE: Duration = Duration::from_secs(600);
+const MEMORY: i64 = 256 << 20;
+
 type Done<T> = Result<T, String>;
 
 fn say<T>(step: &str, result: Result<T, Error>) -> Done<T> {
@@ -33,7 +36,7 @@ fn refused<T>(step: &str, result: Result<T, Error>, status: u16) -> Done<()> {
 }
 
 async fn expect_state(client: &SocketBasedApiClient, state: VmState) -> Done<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let info = client.vm_info_get().await.map_err(|error| format!("info: {error}"))?;
         if info.state == state {
@@ -54,7 +57,7 @@ fn machine(kernel: &str, initramfs: Option<&String>, cmdline: Option<&String>, d
     payload.cmdline = cmdline.cloned();
     let mut config = VmConfig::new(payload);
     config.cpus = Some(CpusConfig::new(2, 2));
-    config.memory = Some(MemoryConfig::new(512 << 20));
+    config.memory = Some(MemoryConfig::new(MEMORY));
     let mut first = DiskConfig::new();
     first.path = Some(disk.to_string());
     first.readonly = Some(true);
@@ -67,7 +70,7 @@ fn machine(kernel: &str, initramfs: Option<&String>, cmdline: Option<&String>, d
 
 /// The first call; the VMM may still be about to listen.
 async fn ping(client: &SocketBasedApiClient) -> Done<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match client.vmm_ping_get().await {
             Err(Error::HyperClient(_)) if Instant::now() < deadline => {
@@ -96,7 +99,7 @@ async fn drive(arguments: &[String]) -> Done<()> {
     say("boot", client.boot_vm().await)?;
     expect_state(&client, VmState::Running).await?;
     let info = say("info", client.vm_info_get().await)?;
-    if info.memory_actual_size != Some(512 << 20) || info.config.cpus.is_none_or(|cpus| cpus.boot_vcpus != 2) {
+    if info.memory_actual_size != Some(MEMORY) || info.config.cpus.is_none_or(|cpus| cpus.boot_vcpus != 2) {
         return Err("info shows another machine".to_string());
     }
 
