@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: Iterations of a repeated instruction in one call.
 ITERATIONS = 256
 
+_OFFSET = memory.PAGE - 1
 _RAX, _RCX, _RDX, _RSI, _RDI = 0, 1, 2, 6, 7
 _INS, _OUTS, _MOVS, _CMPS, _STOS, _LODS, _SCAS = 0x6C, 0x6E, 0xA4, 0xA6, 0xAA, 0xAC, 0xAE
 _FROM_SOURCE = (_OUTS, _MOVS, _CMPS, _LODS)
@@ -37,9 +38,13 @@ def plan(form: Form) -> Execute | None:
     opcode, size = form.opcode & 0xFE, form.memory_size
     accumulator = general(_RAX, size)
     load, store, bits = accumulator.load, accumulator.store, size * 8
+    ones, most = (1 << bits) - 1, memory.PAGE - size
 
     def move(processor: Processor, source: int, destination: int) -> None:
-        memory.write(processor, destination, size, memory.read(processor, source, size, False))
+        if source & _OFFSET <= most and destination & _OFFSET <= most:
+            processor.write(destination, size, processor.read(source, size, False))
+        else:
+            memory.write(processor, destination, size, memory.read(processor, source, size, False))
 
     def compare(processor: Processor, source: int, destination: int) -> None:
         a = memory.read(processor, source, size, False)
@@ -47,7 +52,10 @@ def plan(form: Form) -> Execute | None:
         processor.rflags = sub(a, b, processor.rflags, bits)[1]
 
     def fill(processor: Processor, source: int, destination: int) -> None:
-        memory.write(processor, destination, size, load(processor))
+        if destination & _OFFSET <= most:
+            processor.write(destination, size, processor.general(_RAX) & ones)
+        else:
+            memory.write(processor, destination, size, load(processor))
 
     def fetch(processor: Processor, source: int, destination: int) -> None:
         store(processor, memory.read(processor, source, size, False))
