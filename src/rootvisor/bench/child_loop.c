@@ -3,7 +3,7 @@
 //   child_loop kvm|mshv IMAGE ROUNDS COUNT   ROUNDS guests, one after the other; COUNT events of each kind
 //   child_loop kvm|mshv IMAGE idle N         N guests that wait for ever
 // Prints "create NS" (until the first instruction's exit), "mark MARK NS" for every mark, "delete NS"; or "idle N KIB"
-// before there is a guest and when all wait (KIB: memory in use, see used_kib), each time until a byte is read.
+// when the first waits and when all do (KIB: memory in use, see used_kib), each time until a byte is read.
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
@@ -369,10 +369,23 @@ static long used_kib(void)
     return sum;
 }
 
+// Memory in use when it changes no more: what went before is given back bit by bit.
+static long settled_kib(void)
+{
+    long before = used_kib();
+    for (int looks = 0, same = 0; looks < 50 && same < 3; looks++) {
+        usleep(100000);
+        const long after = used_kib();
+        same = labs(after - before) < 128 ? same + 1 : 0;
+        before = after;
+    }
+    return before;
+}
+
 static void say_idle(unsigned count)
 {
     char byte;
-    printf("idle %u %ld\n", count, used_kib());
+    printf("idle %u %ld\n", count, settled_kib());
     fflush(stdout);
     if (read(0, &byte, 1) < 0)
         die("read of standard input");
@@ -381,14 +394,14 @@ static void say_idle(unsigned count)
 static void idle_guests(unsigned count)
 {
     static struct guest guests[MAX_IDLE];
-    say_idle(0);
     for (unsigned at = 0; at < count; at++) {
+        if (at == 1) // the first one has brought into memory what all need
+            say_idle(1);
         create(&guests[at]);
         check(pthread_create(&guests[at].raiser, NULL, idle, &guests[at]), "pthread_create");
         while (__atomic_load_n(&waiting, __ATOMIC_SEQ_CST) <= at)
             usleep(1000);
     }
-    usleep(200000);
     say_idle(count);
 }
 

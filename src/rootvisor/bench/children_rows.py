@@ -43,13 +43,14 @@ def spans(marks: list[list[int]], count: int) -> dict[str, list[float]]:
 
 
 def idle_bytes(idle: list[dict[str, Any]], fact: str) -> float | None:
-    """Bytes per idle child by two looks, at none and at many; None where one is missing."""
-    if len(idle) < 2 or not idle[-1]["children"]:
+    """Bytes per idle child by two looks, at few and at many; None where one is missing."""
+    more = idle[-1]["children"] - idle[0]["children"] if idle else 0
+    if more <= 0:
         return None
     first, last = idle[0].get(fact), idle[-1].get(fact)
     if first is None or last is None:
         return None
-    return float(last - first) / int(idle[-1]["children"])
+    return float(last - first) / int(more)
 
 
 def rows(results: dict[str, Any], count: int) -> list[Row]:

@@ -37,11 +37,11 @@ def results() -> dict[str, Any]:
     }
     idle = {
         "mshv": [
-            {"children": 0, "used_bytes": 100, "engine_used_bytes": 1000, "resident_bytes": 50},
-            {"children": 10, "used_bytes": 100 + 10_000_000, "engine_used_bytes": 1000 + 50_000_000,
+            {"children": 1, "used_bytes": 100, "engine_used_bytes": 1000, "resident_bytes": 50},
+            {"children": 11, "used_bytes": 100 + 10_000_000, "engine_used_bytes": 1000 + 50_000_000,
              "resident_bytes": 50 + 5_000_000},
         ],
-        "kvm": [{"children": 0, "used_bytes": 0}, {"children": 10, "used_bytes": 1_000_000}],
+        "kvm": [{"children": 1, "used_bytes": 0}, {"children": 11, "used_bytes": 1_000_000}],
     }  # fmt: skip
     loops = {
         "mshv": {"create_ns": [9_000_000, 8_000_000], "delete_ns": [4_000_000], "marks": marks(900, 1.5) * 2},
