@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from .terminal import Terminal
 
 #: What the guest may know and use of the hypervisor: a Linux guest keeps time by the reference TSC, and its local APIC
-#: ticks. Synthetic interrupts and timers would cost an exit each.
+#: ticks. Synthetic interrupts and timers would cost an exit each. The APIC's MSRs are there because Linux sets up the
+#: VP assist page, which is one of them, without asking.
 SYNTHETIC_FEATURES = (
     properties.SYNTHETIC_HYPERVISOR_PRESENT
     | properties.SYNTHETIC_HV1
     | properties.SYNTHETIC_REFERENCE_COUNTER
+    | properties.SYNTHETIC_APIC_MSRS
     | properties.SYNTHETIC_HYPERCALL_MSRS
     | properties.SYNTHETIC_VP_INDEX
     | properties.SYNTHETIC_REFERENCE_TSC

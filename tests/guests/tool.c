@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tests of the VMM do in a guest and, for the other end, in the root: a static program with one verb a run.
+// It speaks in lines "guest: KEY VALUE" as the guest's init does.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vm_sockets.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BLOCK = 4096, PIECE = 1 << 20 };
+
+static void say(const char *format, ...) {
+    char line[256];
+    va_list values;
+    va_start(values, format);
+    int length = vsnprintf(line, sizeof line - 1, format, values);
+    va_end(values);
+    line[length++] = '\n';
+    if (write(1, line, length) < 0)
+        _exit(3);
+}
+
+static void die(const char *what) {
+    say("guest: problem %s: %s", what, strerror(errno));
+    exit(1);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static uint64_t next(uint64_t *state) {  // xorshift64
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    return *state ^= *state << 17;
+}
+
+static void fill(uint64_t *block, uint64_t number) {
+    uint64_t state = number * 0x9e3779b97f4a7c15u + 1;
+    block[0] = number;
+    for (int i = 1; i < BLOCK / 8; i++)
+        block[i] = next(&state);
+}
+
+static void *aligned(size_t size) {
+    void *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (memory == MAP_FAILED)
+        die("mmap");
+    return memory;
+}
+
+// journal DEVICE FIRST COUNT: writes numbered blocks, flushes after each, and says so once the flush is through.
+static int journal(const char *device, uint64_t first, uint64_t count) {
+    int fd = open(device, O_RDWR);
+    uint64_t *block = aligned(BLOCK);
+    if (fd < 0)
+        die(device);
+    for (uint64_t number = first; number < first + count; number++) {
+        fill(block, number);
+        if (pwrite(fd, block, BLOCK, number * BLOCK) != BLOCK)
+            die("write");
+        if (fdatasync(fd))
+            die("flush");
+        say("guest: flushed %llu", (unsigned long long)number);
+    }
+    return 0;
+}
+
+// check DEVICE COUNT: how many of the first blocks are as journal writes them.
+static int check(const char *device, uint64_t count) {
+    int fd = open(device, O_RDONLY);
+    uint64_t *block = aligned(BLOCK), *wanted = aligned(BLOCK), good = 0;
+    if (fd < 0)
+        die(device);
+    for (uint64_t number = 0; number < count; number++) {
+        if (pread(fd, block, BLOCK, number * BLOCK) != BLOCK)
+            die("read");
+        fill(wanted, number);
+        good += !memcmp(block, wanted, BLOCK);
+    }
+    say("guest: good %llu", (unsigned long long)good);
+    return 0;
+}
+
+// work DEVICE BLOCKS: computes for ever; each step depends on all before it, goes to the disk, is read back, and said.
+static _Noreturn void work(const char *device, uint64_t blocks) {
+    int fd = open(device, O_RDWR | O_DIRECT);
+    uint64_t *block = aligned(BLOCK), *back = aligned(BLOCK), state = 1;
+    if (fd < 0)
+        die(device);
+    for (uint64_t step = 0;; step++) {
+        for (int i = 0; i < 20000; i++)
+            next(&state);
+        fill(block, state);
+        off_t at = (off_t)(step % blocks) * BLOCK;
+        if (pwrite(fd, block, BLOCK, at) != BLOCK || pread(fd, back, BLOCK, at) != BLOCK)
+            die("disk");
+        if (memcmp(block, back, BLOCK))
+            say("guest: problem block %llu is not what was written", (unsigned long long)step);
+        say("guest: step %llu %llx %.3f", (unsigned long long)step, (unsigned long long)state, now());
+    }
+}
+
+// clock SECONDS: the longest that CLOCK_MONOTONIC jumped between two looks at it.
+static int clock_gap(double seconds) {
+    double start = now(), last = start, gap = 0;
+    say("guest: clock started");
+    while (last < start + seconds) {
+        double t = now();
+        if (t - last > gap)
+            gap = t - last;
+        if (t < last)
+            say("guest: problem the clock went back by %f", last - t);
+        last = t;
+    }
+    say("guest: gap %.3f", gap);
+    return 0;
+}
+
+// touch MIB: has so many MiB of memory and reads them back.
+static int touch(uint64_t mib) {
+    size_t count = mib << 17;
+    uint64_t *memory = mmap(0, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), bad = 0;
+    if (memory == MAP_FAILED)
+        die("mmap");
+    for (size_t i = 0; i < count; i += 512)
+        memory[i] = i * 0x9e3779b97f4a7c15u;
+    for (size_t i = 0; i < count; i += 512)
+        bad += memory[i] != i * 0x9e3779b97f4a7c15u;
+    say("guest: touched %llu", (unsigned long long)(mib - (bad ? 1 : 0)));
+    return 0;
+}
+
+// disk DEVICE read|write BYTES SECONDS [random]: requests past the cache, one at a time; how many in the time.
+static int disk(const char *device, int writes, size_t size, double seconds, int random) {
+    int fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT);
+    void *data = aligned(size);
+    if (fd < 0)
+        die(device);
+    off_t end = lseek(fd, 0, SEEK_END), at = 0;
+    uint64_t count = 0, state = 88172645463325252u;
+    double start = now(), spent;
+    memset(data, 0x5a, size);
+    do {
+        ssize_t done = writes ? pwrite(fd, data, size, at) : pread(fd, data, size, at);
+        if (done != (ssize_t)size)
+            die("disk");
+        count++;
+        at = random ? (off_t)(next(&state) % (end / size) * size) : at + 2 * (off_t)size <= end ? at + (off_t)size : 0;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: %s%s%zu %.1f", random ? "random-" : "", writes ? "write" : "read", size, count / spent);
+    return 0;
+}
+
+static int tcp(const char *address, int port) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_aton(address, &to.sin_addr);
+    if (connect(fd, (void *)&to, sizeof to))
+        die("connect");
+    return fd;
+}
+
+// send ADDRESS PORT SECONDS, receive ADDRESS PORT SECONDS: MB/s of one TCP connection, as the guest sees it.
+static int stream(const char *address, int port, double seconds, int sends) {
+    int fd = tcp(address, port);
+    char *data = aligned(PIECE);
+    data[0] = sends ? 'R' : 'S';
+    if (write(fd, data, 1) != 1)
+        die("write");
+    double start = now(), spent;
+    uint64_t bytes = 0;
+    do {
+        ssize_t done = sends ? write(fd, data, PIECE) : read(fd, data, PIECE);
+        if (done <= 0)
+            die("stream");
+        bytes += done;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: %s %.2f", sends ? "send" : "receive", bytes / spent / 1e6);
+    return 0;
+}
+
+// echo ADDRESS PORT SECONDS: round trips of one byte in a second.
+static int echo(const char *address, int port, double seconds) {
+    int fd = tcp(address, port);
+    char byte = 'E';
+    double start = now(), spent;
+    uint64_t count = 0;
+    do {
+        if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
+            die("echo");
+        count++;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: echo %.1f", count / spent);
+    return 0;
+}
+
+// serve PORT: the other end of these, for ever. The first byte says what the client does.
+static int serve(int port) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    char *data = aligned(PIECE);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(listener, (void *)&at, sizeof at) || listen(listener, 16))
+        die("listen");
+    say("guest: serving %d", port);
+    for (;;) {
+        int fd = accept(listener, 0, 0);
+        if (fork() == 0) {
+            char what;
+            if (read(fd, &what, 1) != 1)
+                _exit(0);
+            if (what == 'E')
+                do
+                    if (write(fd, &what, 1) != 1)
+                        break;
+                while (read(fd, &what, 1) == 1);
+            else if (what == 'R')
+                while (read(fd, data, PIECE) > 0) {}
+            else
+                while (send(fd, data, PIECE, MSG_NOSIGNAL) > 0) {}
+            _exit(0);
+        }
+        close(fd);
+    }
+}
+
+// vsock-connect CID PORT TEXT: says what comes back. vsock-listen PORT: sends back one message in capitals.
+static int vsock_connect(unsigned cid, unsigned port, const char *text) {
+    int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+    struct sockaddr_vm to = {.svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port};
+    char answer[200];
+    if (connect(fd, (void *)&to, sizeof to))
+        die("connect");
+    if (write(fd, text, strlen(text)) < 0)
+        die("write");
+    ssize_t count = read(fd, answer, sizeof answer - 1);
+    if (count < 0)
+        die("read");
+    answer[count] = 0;
+    say("guest: answer %s", answer);
+    return 0;
+}
+
+static int vsock_listen(unsigned port) {
+    int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+    struct sockaddr_vm at = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = port};
+    char text[200];
+    if (bind(listener, (void *)&at, sizeof at) || listen(listener, 1))
+        die("listen");
+    say("guest: listening %u", port);
+    int fd = accept(listener, 0, 0);
+    ssize_t count = read(fd, text, sizeof text);
+    for (ssize_t i = 0; i < count; i++)
+        if (text[i] >= 'a' && text[i] <= 'z')
+            text[i] -= 32;
+    if (count < 0 || write(fd, text, count) != count)
+        die("vsock");
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const char *verb = argc > 1 ? argv[1] : "", *a = argc > 2 ? argv[2] : "", *b = argc > 3 ? argv[3] : "0",
+               *c = argc > 4 ? argv[4] : "0", *d = argc > 5 ? argv[5] : "0";
+    if (!strcmp(verb, "journal"))
+        return journal(a, atoll(b), atoll(c));
+    if (!strcmp(verb, "check"))
+        return check(a, atoll(b));
+    if (!strcmp(verb, "work"))
+        work(a, atoll(b));
+    if (!strcmp(verb, "clock"))
+        return clock_gap(atof(a));
+    if (!strcmp(verb, "touch"))
+        return touch(atoll(a));
+    if (!strcmp(verb, "disk"))
+        return disk(a, *b == 'w', atoll(c), atof(d), argc > 6);
+    if (!strcmp(verb, "send") || !strcmp(verb, "receive"))
+        return stream(a, atoi(b), atof(c), *verb == 's');
+    if (!strcmp(verb, "echo"))
+        return echo(a, atoi(b), atof(c));
+    if (!strcmp(verb, "serve"))
+        return serve(atoi(a));
+    if (!strcmp(verb, "vsock-connect"))
+        return vsock_connect(atoi(a), atoi(b), argc > 4 ? argv[4] : "");
+    if (!strcmp(verb, "vsock-listen"))
+        return vsock_listen(atoi(a));
+    say("guest: problem there is no verb %s", verb);
+    return 2;
+}

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a guest that computes and writes to its disk; restored, it goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tests.vmm.guest import FOLDER, Guest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Job = dict[str, Any]
+
+CYCLES = int(os.environ.get("ROOTVISOR_VMM_CYCLES", "3"))
+
+
+def test_restored_guest_goes_on_where_it_was(job: Job) -> None:
+    _cycles(job, 1, CYCLES)
+
+
+def test_restored_guest_of_two_processors_goes_on_where_it_was(job: Job) -> None:
+    _cycles(job, 2, CYCLES)
+
+
+def _cycles(job: Job, cpus: int, count: int) -> None:
+    """A chain of numbers, each of the ones before it, that a reference computes too: nothing may be missing."""
+    from shutil import rmtree
+
+    os.makedirs(FOLDER, exist_ok=True)
+    disk = f"{FOLDER}/work.raw"
+    with open(disk, "wb") as file:
+        file.truncate(4 << 20)
+    work = "await /dev/vda\n" + "".join(
+        f"taskset -c {cpu} sh -c 'while :; do :; done' &\n" for cpu in range(1, cpus)
+    )
+    work += "tool work /dev/vda 1024\n"
+    chain = Chain()
+    figures = []
+    guest = Guest(job, work, "--disk", f"path={disk},image_type=raw", kernel="mshv-elf", cpus=cpus, api=True)
+    try:
+        for cycle in range(count):
+            for _ in range(5):
+                chain.check(guest.hears("step"))
+            if not cycle:
+                figures.append(f"boot {guest.times['up']:.2f} s")
+            folder = f"{FOLDER}/snapshot-{cycle}"
+            rmtree(folder, ignore_errors=True)
+            guest.calls("PUT", "vm.pause")
+            guest.pump(0)
+            began = time.monotonic()
+            guest.calls("PUT", "vm.snapshot", {"destination_url": f"file://{folder}"})
+            took = time.monotonic() - began
+            guest.kill()
+            while guest.pump(0.1):
+                pass
+            for value in guest.values("step")[chain.heard :]:
+                chain.check(value)
+            guest.__exit__()
+            guest = Guest(
+                job, work, "--restore", f"source_url=file://{folder},resume=true", boot=False, api=True
+            )
+            chain.heard = 0
+            chain.check(guest.hears("step"))
+            figures.append(
+                f"snapshot {took:.2f} s, restored and on its way after {guest.times['step']:.2f} s"
+            )
+            rmtree(folder)
+        for _ in range(5):
+            chain.check(guest.hears("step"))
+    finally:
+        guest.__exit__()
+    print("note", f"{count} cycles with {cpus} processors: {'; '.join(figures[:3])}")
+    print("note", f"the guest's clock went on by {chain.longest:.2f} s at most between two steps")
+
+
+for _test in (
+    test_restored_guest_goes_on_where_it_was,
+    test_restored_guest_of_two_processors_goes_on_where_it_was,
+):
+    _test.limit = 90 * CYCLES + 180  # type: ignore[attr-defined]
+del _test
+
+
+class Chain:
+    """The numbers that tests/guests/tool.c computes (``work``), in their order."""
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.heard = 0
+        self.clock = 0.0
+        self.longest = 0.0
+        self._values: dict[int, str] = {}
+
+    def check(self, line: str) -> None:
+        """The next one: the step after the last one, later by its clock."""
+        self.heard += 1
+        step, value, clock = line.split()
+        assert int(step) == self.step + 1, f"step {step} comes after step {self.step}"
+        assert float(clock) >= self.clock, f"the clock went back from {self.clock} to {clock}"
+        if self.step >= 0:
+            self.longest = max(self.longest, float(clock) - self.clock)
+        self.step, self.clock = int(step), float(clock)
+        self._values[self.step] = value
+        assert len(set(self._values.values())) == len(self._values), (
+            f"the value of step {step} was there before"
+        )

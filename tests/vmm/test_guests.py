@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``rootvisor vmm`` in a real root partition: each test of tests/vmm/cases is one here. One root boot for all guests.
+
+ROOTVISOR_VMM_TESTS takes some (``boots disks:test_...``, with blanks); _REBOOTS, _CYCLES, _KILLS and _MINUTES set how
+long the long ones are; ROOTVISOR_TEST_PATIENCE multiplies deadlines where the machine is slow.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rootvisor.appliance import check
+from tests.kvm.command import run_root
+from tests.kvm.conftest import unusable
+from tests.vmm import job
+
+HERE = Path(__file__).resolve().parent
+WANTED = os.environ.get("ROOTVISOR_VMM_TESTS", "").split()
+LIMIT_S = int(os.environ.get("ROOTVISOR_VMM_LIMIT", "3600"))
+MEMORY = os.environ.get("ROOTVISOR_VMM_ROOT_MEMORY", "2G")
+_PYTHON = getattr(sys, "_base_executable", sys.executable)
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(LIMIT_S + 300)]
+
+
+def cases() -> list[str]:
+    """Group and name of every test."""
+    found = []
+    for path in sorted((HERE / "cases").glob("[a-z]*.py")):
+        if path.stem == "bench" and "bench" not in WANTED:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                found.append(f"{path.stem}:{node.name}")
+    return found
+
+
+CASES = [name for name in cases() if not WANTED or name in WANTED or name.partition(":")[0] in WANTED]
+
+
+@pytest.fixture(autouse=True)
+def engine() -> None:
+    problems = check() if unusable() else []
+    if problems:
+        pytest.skip(f"neither KVM nor the appliance works here: {[str(one) for one in problems]}")
+
+
+class Outcome:
+    """What the root partition said: ``failures`` has the lines behind each test that ended."""
+
+    def __init__(self, status: int, text: str, errors: str) -> None:
+        self.status, self.text, self.errors = status, text, errors
+        self.failures: dict[str, list[str]] = {}
+        self.figures: dict[str, list[str]] = {}
+        self.ended = False
+        lines: list[str] = []
+        notes: list[str] = []
+        for line in text.splitlines():
+            word, _, rest = line.partition(" ")
+            if word in ("pass", "fail"):
+                name, seconds = rest.split()
+                lines = self.failures[name] = [f"failed after {seconds} s"] if word == "fail" else []
+                self.figures[name], notes = notes, []
+            elif word == "note":
+                notes.append(rest)
+            elif line == "end":
+                self.ended = True
+            elif word != "begin":
+                lines.append(line)
+
+    def __str__(self) -> str:
+        return f"root partition: status {self.status}\n{self.text[-3000:]}\n{self.errors[-3000:]}"
+
+
+@functools.cache
+def outcome() -> Outcome:
+    """Boots a root partition and runs everything in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = job.write(Path(folder))
+        keep = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ROOTVISOR_")]
+        done = run_root(
+            [
+                *("--kernel", "mshv", "--vps", "2", "--memory", MEMORY, "--"),
+                *("env", *keep, _PYTHON, "-I", "-S", str(HERE / "runner.py"), str(path), *CASES),
+            ],
+            timeout_s=LIMIT_S,
+        )
+    return Outcome(
+        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_guest(name: str, record_property: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    done = outcome()
+    if name not in done.failures:
+        pytest.fail(f"the test did not end; {done}")
+    for figure in done.figures[name]:
+        record_property("figure", figure)
+        with capsys.disabled():
+            print(f" {figure}", end="", flush=True)
+    if done.failures[name]:
+        pytest.fail("\n".join(done.failures[name]))
+
+
+def test_root_partition_ends_well() -> None:
+    done = outcome()
+    assert done.ended and done.status == (1 if any(done.failures.values()) else 0), str(done)
+    assert done.errors == "", done.errors
