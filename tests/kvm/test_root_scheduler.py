@@ -164,6 +164,18 @@ def test_frozen_time_blocks_and_thawing_tells(parent: Parent) -> None:
     assert dispatch(child) == (0, READY, OTHER)
 
 
+def test_free_slot_that_was_asked_for_wakes_a_sleeping_vp(parent: Parent) -> None:
+    """Register DELIVERABILITY_NOTIFICATIONS: the message comes with the next DISPATCH_VP, which a signal asks for."""
+    child = started(parent, OUT_THEN_HALT)
+    assert run(child) == (READY, INTERCEPT)
+    assert child.set_registers(0, (registers.RIP, 0x1002)) == 0
+    assert run(child, intercepts.DISPATCH_CLEAR_INTERCEPT_SUSPEND) == (BLOCKED, OTHER)
+    values = (registers.SCONTROL, 1), (registers.SIMP, 0x5001)
+    assert child.set_registers(0, *values, (registers.DELIVERABILITY_NOTIFICATIONS, 1 << 50)) == 0
+    take_signal(child)
+    assert run(child) == (READY, INTERCEPT)
+
+
 def test_bad_calls(parent: Parent) -> None:
     child = parent.create()
     assert dispatch(child)[0] == status.INVALID_VP_INDEX

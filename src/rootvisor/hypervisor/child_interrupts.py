@@ -116,8 +116,8 @@ class ChildInterrupts:
             scheduler.poke()
 
     def waiting_for(self, vp: ChildVp) -> bool:
-        """Whether a LINT pin or an ExtINT waits for ``vp`` to run."""
-        return vp.index in self._lint or vp.index in self._extint
+        """Whether a LINT pin, an ExtINT or a SYNIC_SINT_DELIVERABLE message waits for ``vp`` to run."""
+        return vp.index in self._lint or vp.index in self._extint or vp.synic.deliverable() != 0
 
     def _reset_synics(self, destination: int, control: int) -> None:
         """INIT resets the SynIC too. (KVM does not tell of an INIT that another VP sends.)"""

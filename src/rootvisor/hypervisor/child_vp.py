@@ -218,6 +218,12 @@ class ChildVp(VirtualProcessor):
             if held is not None:
                 lock._acquire_restore(held)  # type: ignore[attr-defined]
 
+    def may_be_awake(self) -> None:
+        """The root has changed registers or state of a VP that sleeps, under its own scheduler."""
+        scheduler = self.partition.hypervisor.root_scheduler
+        if scheduler is not None and self.blocked:
+            scheduler.poke()
+
     def await_park(self, waiter: LockType) -> None:
         """Lets go of ``waiter`` when the VP parks."""
         self._waiters.append(waiter)

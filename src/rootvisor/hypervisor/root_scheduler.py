@@ -197,6 +197,8 @@ class RootScheduler:
         due = self._blocked.get(vp)
         if due is not None and due <= monotonic():  # a periodic timer looks as if it had not fired yet
             return False
+        if vp.to_do or vp.partition.interrupts.waiting_for(vp):
+            return False
         vcpu = vp.vcpu
         try:
             state = vcpu.mp_state()
@@ -204,7 +206,7 @@ class RootScheduler:
                 vcpu.fill_sync_area()  # KVM has looked for INIT and SIPI
             if state in _SLEEPING:
                 return True
-            if state != abi.MP_STATE_HALTED or vp.partition.interrupts.waiting_for(vp):
+            if state != abi.MP_STATE_HALTED:
                 return False
             lapic = vcpu.lapic()
             due = _timer_due(vp, lapic)

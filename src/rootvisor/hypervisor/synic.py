@@ -130,6 +130,12 @@ class Synic:
 
     def take_deliverable(self) -> int:
         """The SINTs of :attr:`notify_sints` whose slot is free now; they are asked for no longer."""
+        free = self.deliverable()
+        self.notify_sints &= ~free
+        return free
+
+    def deliverable(self) -> int:
+        """The SINTs of :attr:`notify_sints` whose slot is free now."""
         wanted = self.notify_sints
         free = 0
         if not wanted or not self.accepts_messages():
@@ -138,7 +144,6 @@ class Synic:
             for sint in range(messages.SINT_COUNT):
                 if wanted >> sint & 1 and not self._queues[sint] and not self._occupied(sint):
                     free |= 1 << sint
-        self.notify_sints &= ~free
         return free
 
     def _reserved(self, sint: int) -> bool:

@@ -102,10 +102,7 @@ def set_vp_registers(
         finally:
             if not target.running:
                 register_page.fill(target)
-            if target.blocked:  # it may have been woken up, under the root's scheduler
-                scheduler = target.partition.hypervisor.root_scheduler
-                if scheduler is not None:
-                    scheduler.poke()
+            target.may_be_awake()
     index = start
     try:
         for index in range(start, count):

@@ -129,3 +129,4 @@ def set_vp_state(
         data = b"".join(bytes(page) for page in _pages(root_of(vp), header)[:1])
     vp_state.set_state(target, kind, data)
     register_page.fill(target)
+    target.may_be_awake()
