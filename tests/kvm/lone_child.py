@@ -113,7 +113,7 @@ class LoneChild:
         self.doorbells = Doorbells()
         hypervisor: Any = SimpleNamespace(
             kvm=self.kvm, lock=threading.RLock(), messages=self.root, owns=lambda page, count: False,
-            root=SimpleNamespace(xsave=False), max_vps=64, max_lps=64,
+            root_scheduler=None, root=SimpleNamespace(xsave=False), max_vps=64, max_lps=64,
             version=SimpleNamespace(build=27751, major=10, minor=0, service_pack=0),
         )  # fmt: skip
         self.hypervisor = hypervisor
