@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from rootvisor.appliance.tools import QEMU, processors
 from tests.integration.leftovers import TOKEN, files_of_ours, processes_with, wait_until
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 pytestmark = [
     pytest.mark.boot,
@@ -39,9 +39,10 @@ class Outer:
 
     def __init__(self, token: str) -> None:
         self.token = token
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *words: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "rootvisor.appliance", *options, "--", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -49,6 +50,14 @@ class Outer:
             cwd=SOURCE.parent,
             env={**os.environ, "PYTHONPATH": str(SOURCE), TOKEN: self.token},
         )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Ends what a test that failed has left running."""
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def leftovers(self) -> list[str]:
         """Command lines of the processes that carry the token."""
@@ -56,8 +65,10 @@ class Outer:
 
 
 @pytest.fixture
-def outer(kernel: kernels.Kernel, tmp_path: Path) -> Outer:
-    return Outer(str(tmp_path))
+def outer(kernel: kernels.Kernel, tmp_path: Path) -> Iterator[Outer]:
+    made = Outer(str(tmp_path))
+    yield made
+    made.close()
 
 
 def test_run_streams_status_and_folders_are_the_callers(outer: Outer, tmp_path: Path) -> None:
