@@ -58,7 +58,7 @@ class Guest:
         self.said: list[tuple[str, str]] = []
         self.text = b""
         self.errors = b""
-        self._line = b""
+        self.unfinished_line = b""
         self._read = 0
         words = list(options)
         self.payload = {
@@ -142,7 +142,7 @@ class Guest:
                 self.errors += data
             else:
                 self.text += data
-                *lines, self._line = (self._line + data).split(b"\n")
+                *lines, self.unfinished_line = (self.unfinished_line + data).split(b"\n")
                 for line in lines:
                     _, mark, rest = line.partition(MARK)
                     if mark:
