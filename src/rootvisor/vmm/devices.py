@@ -60,11 +60,14 @@ class Devices:
         self.slots: dict[str, int] = {}
 
     def plug(self, name: str, device: VirtioDevice, release: Callable[[], None] | None = None) -> Plugged:
-        """Puts a device into the next free slot. MachineError when there is none: then the device is closed."""
+        """Puts a device into the next free slot. MachineError when there is none, or when the guest still has a device
+        of that name: then the device is closed."""
         device.on_failure = lambda reason: self._failed(name, reason)
         board = self._board
         function = VirtioPciFunction(device, board.platform)
         try:
+            if name in self.plugged:
+                raise ValueError("the guest has not let go the device of this name yet; take another name")
             bdf = board.pci.add(function, self.slots.get(name))
         except ValueError as error:
             function.close()
@@ -124,14 +127,14 @@ class Devices:
                 for index, queue in enumerate(one.device.counters)
                 for counter in type(queue).__slots__
             }
-            for name, one in self.plugged.items()
+            for name, one in list(self.plugged.items())  # the guest may eject one meanwhile
         }
 
     def tree(self) -> dict[str, Document]:
         """As ``vm.info`` shows devices."""
         return {
             name: {"id": name, "children": [], "resources": [], "pci_bdf": one.address}
-            for name, one in self.plugged.items()
+            for name, one in list(self.plugged.items())
         }
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import marshal
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -165,6 +166,39 @@ def test_disk_comes_and_goes(guest: Guest, tmp_path: Path) -> None:
         guest.board.hotplug.ask_to_eject(one.bdf >> 3)
         guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
         assert "more" not in guest.devices.plugged and guest.bars() == before
+
+
+def test_name_of_a_device_that_the_guest_has_not_let_go_is_refused(guest: Guest, tmp_path: Path) -> None:
+    one = plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
+    guest.board.hotplug.ask_to_eject(one.bdf >> 3)
+    count = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MachineError, match="more: the guest has not let go"):
+        plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
+    assert guest.devices.plugged["more"] is one and len(os.listdir("/proc/self/fd")) == count
+    guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
+    plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
+
+
+def test_devices_are_counted_while_the_guest_ejects_them(guest: Guest, tmp_path: Path) -> None:
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            while not stop.is_set():
+                guest.devices.tree()
+                guest.devices.counters()
+        except BaseException as error:
+            errors.append(error)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(60):
+        one = plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
+        guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
+    stop.set()
+    looking.join(30)
+    assert errors == []
 
 
 def test_more_devices_than_slots_give_a_line(guest: Guest, tmp_path: Path) -> None:
