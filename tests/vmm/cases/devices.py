@@ -36,7 +36,8 @@ def test_net_gives_an_address_by_dhcp(job: Job) -> None:
     work = """\
 await /sys/class/net/eth0
 ifconfig eth0 up
-printf '#!/bin/sh\\n[ "$1" = bound ] && echo "guest: lease $ip $router"\\ntrue\\n' >/lease; chmod +x /lease
+printf '#!/bin/sh\\n[ "$1" = bound ] && echo "guest: lease $ip $router" >/dev/console\\ntrue\\n' >/lease
+chmod +x /lease
 udhcpc -i eth0 -n -q -t 20 -s /lease >/dev/null 2>&1 || echo "guest: problem no lease"
 """
     with Guest(job, work, "--net", "default", kernel="mshv-elf") as guest:
