@@ -22,6 +22,7 @@ _COMPLETE = "_ROOTVISOR_COMPLETE"
 
 _COMMANDS = {
     "run": "rootvisor.cli.run:run",
+    "guest": "rootvisor.cli.guest:guest",
     "demo": "rootvisor.cli.demo:demo",
     "kernel": "rootvisor.cli.kernel:kernel",
     "doctor": "rootvisor.cli.doctor:doctor",

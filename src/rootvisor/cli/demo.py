@@ -1,115 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rootvisor demo`: boot the root partition and show the evidence."""
+"""`rootvisor demo`: a root partition, a guest in it, and the evidence."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rootvisor.cli.demo_guest import DOCUMENT, MEMORY_MIB, prepare_guest, root_alone, write_document
+from rootvisor.cli.demo_root import MARK
 from rootvisor.cli.description import RunOptions
 from rootvisor.cli.errors import OWN_FAILURE, UserError
-from rootvisor.cli.evidence import SCRIPT, Finding, findings, parse_sections
+from rootvisor.cli.evidence import Finding, findings, parse_sections
+from rootvisor.cli.guest_evidence import (
+    guest_exits,
+    guest_findings,
+    guest_parts,
+    vmm_counters,
+    vmm_facts,
+)
 from rootvisor.cli.help import DocumentedCommand, debug_option, json_option
 from rootvisor.cli.output import Progress, mark, print_json, say, table
 from rootvisor.cli.partition_options import engine_option, kernel_option, vps_option
+from rootvisor.cli.paths import source_root
 from rootvisor.cli.run_folder import run_folder
 
+if TYPE_CHECKING:
+    from rootvisor.cli.prepare import RunPlan
+
 _EXAMPLES = (
-    ("Boot the kernel with /dev/mshv and show what happened", "rootvisor demo"),
+    ("A root partition with a Linux guest in it, and what both of them show", "rootvisor demo"),
     (
-        "The same with the distribution's own kernel and four processors",
+        "The root partition alone, with the distribution's own kernel (no /dev/mshv) and four processors",
         "rootvisor demo --kernel stock --vps 4",
     ),
 )
 _STATUSES = (
     ("0", "all the evidence is there"),
-    ("1", "the root partition ran, and a piece of evidence is missing"),
+    ("1", "it ran, and a piece of evidence is missing"),
     (str(OWN_FAILURE), "it did not run; the message says what mends it"),
 )
 _MISSING_EVIDENCE = 1
-_TIMEOUT_S = 300.0
-_MOST_FREQUENT = 4
+_TIMEOUT_S = 600.0
+_MEMORY_BYTES = 1 << 30
+_MOST_FREQUENT = 6
+_CONSOLE_LINES = 20
+
+_STAGES = {
+    "dmesg": "the root partition is up",
+    "guest": "rootvisor vmm starts a guest in it",
+    "demo: uname": "the guest is up",
+    "demo: web": "the guest fetches a page from the root partition",
+    "demo: end": "the guest powers off",
+}
+"""First line of a part of the output, and what is going on from there on."""
 
 _NEXT = (
-    ("a shell in the root partition, on this machine's files", "rootvisor run"),
+    ("a command in a guest, on this machine's files", "rootvisor guest -- uname -a"),
+    ("a shell in the root partition", "rootvisor run"),
     (
-        "every hypercall of a boot",
-        "rootvisor run --trace boot.trace -- true && rootvisor trace report boot.trace",
+        "every hypercall that a guest costs",
+        "rootvisor guest --trace t -- true && rootvisor trace report t",
     ),
     ("what this machine can do", "rootvisor doctor"),
 )
 
 
 @click.command(cls=DocumentedCommand, examples=_EXAMPLES, statuses=_STATUSES)
-@kernel_option()
+@kernel_option(help="Kernel of the root partition and its guest: mshv, stock or a path.")
 @vps_option(2)
 @engine_option()
 @json_option
 @debug_option
 @click.pass_context
 def demo(ctx: click.Context, /, kernel: str, vps: int, engine: str, as_json: bool) -> int:
-    """Boot Linux as the root partition of the Microsoft hypervisor and show the evidence.
+    """Boot Linux as the root partition of the Microsoft hypervisor, boot a guest in it, and show the evidence.
 
-    The first time a kernel with /dev/mshv is built (a few minutes, shown as it goes); from then on the demo takes
-    less than a minute.
+    The guest is started by `rootvisor vmm` and uses a disk, a network and shared files. The first time a kernel with
+    /dev/mshv is built (a few minutes, shown as it goes); from then on the demo takes about a minute.
     """
     debug = bool(ctx.find_root().meta.get("rootvisor.debug"))
     options = RunOptions(
-        kernel=kernel,
-        vps=vps,
-        engine=engine,
-        timeout_s=_TIMEOUT_S,
-        debug=debug,
-        command=("/bin/sh", "-c", SCRIPT),
+        kernel=kernel, vps=vps, memory_bytes=_MEMORY_BYTES, engine=engine, timeout_s=_TIMEOUT_S, debug=debug
     )
     result = _boot(options)
     found = findings(result["sections"], vps, kernel)
+    expected = result.pop("expected")
+    in_guest = [] if expected is None else guest_findings(result["sections"], expected)
     if as_json:
-        print_json(document(result, found))
+        print_json(document(result, found, in_guest))
     else:
-        show(result, found)
-    return 0 if all(finding.ok for finding in found) else _MISSING_EVIDENCE
+        show(result, found, in_guest)
+    return 0 if all(finding.ok for finding in found + in_guest) else _MISSING_EVIDENCE
 
 
 def _boot(options: RunOptions) -> dict[str, Any]:
-    """Boot, run the evidence script; what it printed, the machine's report, and the times."""
-    from dataclasses import replace
-
-    from rootvisor.cli.launch import run_with_streams
-    from rootvisor.cli.prepare import Standard, prepare
+    """Boot, run the demo's part in the root; what it printed, the machine's report, and the times."""
+    from rootvisor.cli.prepare import Standard, prepare, python_argv
 
     with Progress() as progress, run_folder() as folder:
         report = folder / "report.json"
-        output = folder / "output"
+        kernel = options.kernel
+        script = str(source_root() / "rootvisor" / "cli" / "demo_root.py")
         plan = prepare(
-            replace(options, report=str(report)), progress=progress, standard=Standard(False, False)
+            replace(
+                options,
+                report=str(report),
+                command=(*python_argv(), script, str(folder / DOCUMENT)),
+            ),
+            progress=progress,
+            standard=Standard(False, False),
         )
         image = plan.description.kernel
+        if kernel == "stock":
+            write_document(folder, root_alone())
+            expected = None
+        else:
+            demo, expected = prepare_guest(folder, image)
+            write_document(folder, demo)
         progress(f"booting {image.name} {image.version} with {options.vps} VPs, engine {plan.engine.name}")
         started = time.monotonic()
-        with output.open("wb") as stdout, open(os.devnull, "rb") as stdin:
-            status = run_with_streams(plan, (stdin.fileno(), stdout.fileno(), 2))
+        status, output = _run(plan, progress)
         seconds = time.monotonic() - started
         progress.clear()
         if status:
             raise UserError(
-                f"the root partition ended with status {status} before it showed anything",
+                f"the root partition ended with status {status} before it showed everything",
                 "see its log: rootvisor run --console stderr -- true",
                 status,
             )
+        sections = parse_sections(output.decode("utf-8", "replace"))
         return {
             "engine": {"name": plan.engine.name, "reason": plan.engine.reason},
             "kernel": {"name": image.name, "version": image.version},
             "vps": options.vps,
             "wall_s": round(seconds, 3),
             "report": _read_report(report),
-            "sections": parse_sections(output.read_text(encoding="utf-8", errors="replace")),
+            "vmm": vmm_facts(sections.get("vmm", [])),
+            "counters": vmm_counters(sections.get("counters", [])),
+            "sections": sections,
+            "expected": expected,
         }
+
+
+def _run(plan: RunPlan, progress: Progress) -> tuple[int, bytes]:
+    """The exit status and the output; meanwhile the parts that begin in it are the progress."""
+    from rootvisor.cli.launch import run_with_streams
+
+    output = bytearray()
+    read, write = os.pipe()
+
+    def collect() -> None:
+        while data := os.read(read, 65536):
+            start = output.rfind(b"\n") + 1
+            output.extend(data)
+            for line in output[start:].splitlines():
+                stage = _STAGES.get(line.decode("utf-8", "replace").removeprefix(MARK))
+                if stage is not None:
+                    progress(stage)
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    try:
+        with open(os.devnull, "rb") as stdin:
+            status = run_with_streams(plan, (stdin.fileno(), write, 2))
+    finally:
+        os.close(write)
+        collector.join()
+        os.close(read)
+    return status, bytes(output)
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -121,33 +186,31 @@ def _read_report(path: Path) -> dict[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def document(result: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
+def document(result: dict[str, Any], found: list[Finding], in_guest: list[Finding]) -> dict[str, Any]:
     """The demo's outcome as JSON-able data."""
     return {
-        "ok": all(finding.ok for finding in found),
-        "evidence": [
-            {"what": finding.what, "ok": finding.ok, "lines": list(finding.lines)} for finding in found
-        ],
+        "ok": all(finding.ok for finding in found + in_guest),
+        "evidence": _as_json(found),
+        "guest_evidence": _as_json(in_guest),
         **{name: value for name, value in result.items() if name != "sections"},
     }
 
 
-def show(result: dict[str, Any], found: list[Finding]) -> None:
+def _as_json(found: list[Finding]) -> list[dict[str, Any]]:
+    return [{"what": finding.what, "ok": finding.ok, "lines": list(finding.lines)} for finding in found]
+
+
+def show(result: dict[str, Any], found: list[Finding], in_guest: list[Finding]) -> None:
     """The report for people."""
-    kernel, engine = result["kernel"], result["engine"]
-    click.echo(click.style(f"Linux {kernel['version']} ({kernel['name']}) as the root partition", bold=True))
-    click.echo()
-    for finding in found:
-        click.echo(f"{mark('ok' if finding.ok else 'missing')} {finding.what}")
-        for line in finding.lines:
-            click.echo(f"    {click.style(line, dim=True)}")
-    click.echo()
-    rows = [*_numbers(result), ("engine", f"{engine['name']} ({engine['reason']})")]
-    rows += [("uname -a", line) for line in result["sections"].get("uname", [])[:1]]
-    click.echo(table(rows))
-    missing = sum(not finding.ok for finding in found)
+    kernel = result["kernel"]
+    _show_findings(f"Linux {kernel['version']} ({kernel['name']}) as the root partition", found)
+    if in_guest:
+        _show_findings("A Linux guest in a child partition: rootvisor vmm, in the root partition", in_guest)
+    click.echo(table(summary(result), ("layer", "what ran", "time", "what it cost")))
+    missing = sum(not finding.ok for finding in found + in_guest)
     click.echo()
     if missing:
+        _show_console(result)
         pieces = "1 piece of evidence is" if missing == 1 else f"{missing} pieces of evidence are"
         say(f"rootvisor: {pieces} missing; the kernel's log may say why: rootvisor run -- dmesg")
         return
@@ -155,21 +218,44 @@ def show(result: dict[str, Any], found: list[Finding]) -> None:
     click.echo(table([(f"  {command}", f"# {purpose}") for purpose, command in _NEXT]))
 
 
-def _numbers(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Times, exits and hypercalls, as far as the machine reported them."""
-    report = result["report"]
-    rows = []
+def _show_findings(title: str, found: list[Finding]) -> None:
+    click.echo(click.style(title, bold=True))
+    for finding in found:
+        click.echo(f"{mark('ok' if finding.ok else 'missing')} {finding.what}")
+        for line in finding.lines:
+            click.echo(f"    {click.style(line, dim=True)}")
+    click.echo()
+
+
+def _show_console(result: dict[str, Any]) -> None:
+    """What the VMM and the guest's kernel printed before the guest spoke: there the reason stands, if anywhere."""
+    for line in guest_parts(result["sections"].get("guest", []))[""][-_CONSOLE_LINES:]:
+        say(f"    {line}")
+
+
+def summary(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """A row for each layer, as far as it reported, more rows for what it did."""
+    report, engine, kernel = result["report"], result["engine"], result["kernel"]
+    rows = [("engine", f"{engine['name']}: {engine['reason']}", f"{result['wall_s']:.1f} s", "")]
     boot = report.get("boot_to_userspace_s")
-    if isinstance(boot, (int, float)):
+    root = f"Linux {kernel['version']}, {result['vps']} VPs"
+    up = f"up in {boot:.2f} s" if isinstance(boot, (int, float)) else ""
+    exits, calls = report.get("exits") or {}, report.get("hypercalls") or {}
+    rows.append(("root partition", root, up, f"exits {_counts(exits)}" if exits else ""))
+    if calls:
+        rows.append(("", "", "", f"hypercalls {_counts(calls)}"))
+    facts = result["vmm"]
+    if facts:
+        first, total = facts.get("first-output-s", 0.0), facts.get("total-s", 0.0)
+        handled = guest_exits(result["counters"])
         rows.append(
-            ("boot", f"{boot:.2f} s to the first line of user space, {result['wall_s']:.1f} s in all")
+            (
+                "guest",
+                f"Linux {kernel['version']}, 1 VP, {MEMORY_MIB} MiB",
+                f"up in {first:.2f} s, {total:.2f} s in all",
+                f"exits to the VMM {_counts(handled)}" if handled else "",
+            )
         )
-    else:
-        rows.append(("time", f"{result['wall_s']:.1f} s in all"))
-    for name in ("exits", "hypercalls"):
-        counts = report.get(name)
-        if isinstance(counts, dict) and counts:
-            rows.append((name, _counts(counts)))
     return rows
 
 

@@ -27,13 +27,14 @@ class Disk:
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
     """A program for the root partition's userland: arguments, folder, environment, and whether it has a
-    terminal.
+    terminal. It finds `job` in a file (`cli.ramdisk.JOB`).
     """
 
     argv: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
     tty: bool
+    job: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rootvisor.cli import demo_root
+
 Sections = dict[str, list[str]]
 """Name of a part of the script's output to its lines."""
 
-_MARK = "==rootvisor== "
+_MARK = demo_root.MARK
 
 SCRIPT = f"""
 part() {{ echo "{_MARK}$1"; }}
@@ -19,11 +21,10 @@ part mshv; ls -l /dev/mshv 2>&1
 part nproc; nproc
 part uname; uname -a
 part root; head -n 1 /etc/os-release; touch /rootvisor-was-here && ls /rootvisor-was-here
-part end
 """
 """Runs in the root partition with /bin/sh; every command is followed by what `findings` looks at."""
 
-_TROUBLE = re.compile(
+TROUBLE = re.compile(
     r"\bWARNING: |\bBUG: |\bOops\b|\bstall(s|ed)? on CPU|soft lockup|general protection fault"
 )
 _TIMESTAMP = re.compile(r"^\[\s*\d+\.\d+\] ")
@@ -50,9 +51,14 @@ def parse_sections(output: str) -> Sections:
     return sections
 
 
+def without_timestamp(line: str) -> str:
+    """A line of a kernel's log without its time."""
+    return _TIMESTAMP.sub("", line)
+
+
 def findings(sections: Sections, vps: int, kernel: str) -> list[Finding]:
     """What the output shows. A stock kernel has no /dev/mshv, so there it is not asked for."""
-    log = [_TIMESTAMP.sub("", line) for line in sections.get("dmesg", [])]
+    log = [without_timestamp(line) for line in sections.get("dmesg", [])]
     found = [
         _lines("the kernel sees the Microsoft hypervisor", log, r"^Hypervisor detected: Microsoft Hyper-V"),
         _lines("the kernel runs as its root partition", log, r"^Hyper-V: running as root partition"),
@@ -76,9 +82,9 @@ def findings(sections: Sections, vps: int, kernel: str) -> list[Finding]:
             tuple(sections.get("root", [])[:1]),
         ),
     ]
-    trouble = [line for line in log if _TROUBLE.search(line)]
+    trouble = [line for line in log if TROUBLE.search(line)]
     found.append(
-        Finding("the kernel has nothing to complain about", bool(log) and not trouble, tuple(trouble[:5]))
+        Finding("its kernel has nothing to complain about", bool(log) and not trouble, tuple(trouble[:5]))
     )
     return found
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that is the machine: started by `launch` as `python -I -S inner.py PACKAGES DESCRIPTION [debug]`.
+`rootvisor guest` starts it in the root partition, with the description of a guest.
 
 It runs without site packages, and imports nothing before it has to: this is the start of the boot path, and
 in the appliance every import costs ten times as much. The description is marshal data, because importing json
@@ -26,6 +27,10 @@ def main() -> int:
     with open(sys.argv[2], "rb") as file:
         description = marshal.loads(file.read())
     try:
+        if "guest" in description:
+            from rootvisor.vmm.agent_run import run as run_guest
+
+            return run_guest(description["guest"])
         from rootvisor.machine.main import run
 
         return run(description)

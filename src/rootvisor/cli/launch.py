@@ -113,8 +113,9 @@ def _complete(plan: RunPlan, place: Place) -> RunDescription:
     description = plan.description
     if not plan.agent:
         return description
-    request = place("request.cpio", request_part(description))
-    return replace(description, initrds=(base_archive(description), request))
+    devices = description.devices
+    request = place("request.cpio", request_part(description.command, description.rootfs, devices))
+    return replace(description, initrds=(base_archive(description.kernel, devices), request))
 
 
 def _local_argv(plan: RunPlan) -> tuple[list[str], list[int]]:

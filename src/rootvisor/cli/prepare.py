@@ -121,7 +121,9 @@ def prepare(
         memory_bytes=options.memory_bytes,
         rootfs=rootfs,
         rootfs_path=rootfs_path,
-        command=_command(options, rootfs, standard, environment),
+        command=None
+        if options.initrd is not None
+        else user_command(options.command, rootfs, standard, environment),
         tty=standard.terminal,
         disks=disks,
         devices=_devices(options, rootfs, disks),
@@ -186,13 +188,10 @@ def _check_memory(memory_bytes: int) -> None:
         )
 
 
-def _command(
-    options: RunOptions, rootfs: str | None, standard: Standard, environment: Mapping[str, str]
-) -> CommandRequest | None:
-    """What our agent runs: CMD, or a shell; nothing with a foreign ramdisk."""
-    if options.initrd is not None:
-        return None
-    argv = options.command
+def user_command(
+    argv: tuple[str, ...] | None, rootfs: str | None, standard: Standard, environment: Mapping[str, str]
+) -> CommandRequest:
+    """What our agent runs: CMD, or a shell."""
     if not argv:
         shell = environment.get("SHELL") or "/bin/sh"
         argv = (shell if rootfs == "host" and os.access(shell, os.X_OK) else "/bin/sh",)

@@ -14,18 +14,23 @@ from rootvisor.boot.initramfs import (
     build_base,
     request_archive,
 )
-from rootvisor.cli.description import RunDescription
+from rootvisor.cli.description import CommandRequest, KernelImage
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.paths import cache_dir
 
 ROOT_TAG = "root"
-"""Tag of the virtiofs share that is the root partition's root file system."""
+"""Tag of the virtiofs share that is the root file system of a root partition, and of a guest in it."""
+
+JOB = "/run/rootvisor/job"
+"""Where a command finds the bytes that came with it."""
+_JOB_IN_RAMDISK = "/rootvisor/job"
 
 _DRIVERS = {
     "console": ("virtio_pci", "virtio_console"),
     "rng": ("virtio_pci", "virtio_rng"),
     "fs": ("virtio_pci", "virtiofs", "overlay"),
     "disk": ("virtio_pci", "virtio_blk"),
+    "net": ("virtio_pci", "virtio_net"),
 }
 """What each device needs in the root partition; built-in drivers are left out by `boot.modules`."""
 
@@ -35,25 +40,23 @@ def modules_for(devices: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(name for device in devices for name in _DRIVERS[device]))
 
 
-def base_archive(description: RunDescription) -> str:
+def base_archive(kernel: KernelImage, devices: tuple[str, ...]) -> str:
     """Path of the cached part of the ramdisk; `UserError` when it cannot be made."""
     folder = str(cache_dir() / "initramfs")
-    modules_dir = description.kernel.modules
-    modules = modules_for(description.devices) if modules_dir else []
+    modules = modules_for(devices) if kernel.modules else []
     try:
-        return build_base(find_busybox(folder), modules_dir, modules, folder)
+        return build_base(find_busybox(folder), kernel.modules, modules, folder)
     except BootError as error:
         raise UserError(str(error)) from error
 
 
-def request_part(description: RunDescription) -> bytes:
+def request_part(command: CommandRequest | None, rootfs: str | None, devices: tuple[str, ...]) -> bytes:
     """The part of the ramdisk that says what this run is to do; `UserError` for what cannot be passed on."""
-    command = description.command
     if command is None:
         raise AssertionError("a run with the agent has a command")
-    console = "console" in description.devices
+    console = "console" in devices
     request = InitRequest(
-        rootfs=ROOTFS_VIRTIOFS if description.rootfs else ROOTFS_NONE,
+        rootfs=ROOTFS_VIRTIOFS if rootfs else ROOTFS_NONE,
         tag=ROOT_TAG,
         argv=command.argv,
         cwd=command.cwd,
@@ -63,6 +66,6 @@ def request_part(description: RunDescription) -> bytes:
         control=console,
     )
     try:
-        return request_archive(request)
+        return request_archive(request, {_JOB_IN_RAMDISK: command.job} if command.job else None)
     except BootError as error:
         raise UserError(str(error)) from error

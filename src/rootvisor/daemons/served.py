@@ -33,6 +33,14 @@ class Served:
             raise ValueError(f"the socket of {self.daemon.name} is taken")
         return fd
 
+    def await_answer(self, seconds: float = START_SECONDS) -> None:
+        """Wait until the vhost-user backend answers. Raises `DaemonError`, and then everything is closed."""
+        try:
+            await_features(self.daemon, self._socket, seconds)
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Hang up and end the daemon."""
         fd, self._socket = self._socket, -1
@@ -46,6 +54,13 @@ def start_vhost_user(name: str, argv: list[str], seconds: float = START_SECONDS)
 
     Raises `DaemonError`.
     """
+    served = spawn_vhost_user(name, argv)
+    served.await_answer(seconds)
+    return served
+
+
+def spawn_vhost_user(name: str, argv: list[str]) -> Served:
+    """Start such a daemon without waiting for it; see `Served.await_answer`. Raises `DaemonError`."""
     connection, listener = connected_listener()
     try:
         daemon = Daemon(name, argv, (listener,))
@@ -54,13 +69,7 @@ def start_vhost_user(name: str, argv: list[str], seconds: float = START_SECONDS)
         raise
     finally:
         os.close(listener)
-    served = Served(daemon, connection)
-    try:
-        await_features(daemon, connection, seconds)
-    except BaseException:
-        served.close()
-        raise
-    return served
+    return Served(daemon, connection)
 
 
 def await_features(daemon: Daemon, connection: int, seconds: float) -> None:

@@ -125,7 +125,7 @@ class Machine:
             devices.slots = {name: number for name, number, _state in saved[1]["devices"]}
             for net in config.get("net", ()):
                 net.setdefault("mac", saved[1]["macs"][net["id"]])
-        plug_configured(devices, config, console, self.terminal, ram)
+        self._plug(devices, console, ram)
         for index in range(config["cpus"]["boot_vcpus"]):
             vp = partition.create_vp(index)
             self._processors.append(
@@ -145,6 +145,15 @@ class Machine:
         else:
             self._restore(*saved)
 
+    def _plug(self, devices: Devices, console: Stream, ram: GuestRam) -> None:
+        """All devices that the guest has from the start."""
+        plug_configured(devices, self.config, console, self.terminal, ram)
+
+    def _initrds(self) -> list[str | bytes]:
+        """Paths or contents of the initial ramdisks."""
+        payload = self.config["payload"]
+        return [payload["initramfs"]] if "initramfs" in payload else []
+
     def _load(self) -> None:
         """The kernel and what it finds."""
         assert self._board is not None and self._ram is not None
@@ -154,7 +163,7 @@ class Machine:
             self._ram.low,
             board.layout,
             kernel=payload["kernel"],
-            initrds=[payload["initramfs"]] if "initramfs" in payload else [],
+            initrds=self._initrds(),
             command_line=payload.get("cmdline", ""),
             acpi=board.acpi(len(self._processors)),
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootvisor.cli import launch
+from rootvisor.cli import demo_guest, launch
 from rootvisor.cli.prepare import RunPlan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -28,6 +29,26 @@ Linux rootvisor 7.3.0 x86_64
 ==rootvisor== root
 PRETTY_NAME="Debian"
 /rootvisor-was-here
+==rootvisor== guest
+demo: uname
+Linux guest 7.3.0 x86_64
+demo: dmesg
+[    0.000000] Hypervisor detected: Microsoft Hyper-V
+demo: disk
+@DISK@  /dev/vda
+demo: web
+@PAGE@
+demo: file
+@FILE@
+demo: end
+==rootvisor== vmm
+status 0
+in-time 1
+requests 1
+first-output-s 2.5
+total-s 4.0
+==rootvisor== counters
+{"exits": {"0x80000000": 12}}
 ==rootvisor== end
 """
 _REPORT = {
@@ -39,11 +60,22 @@ _REPORT = {
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Replaces the machine: prints `output`, writes a report, ends with `status`."""
+    """Replaces the machine: prints `output` with what the demo made, writes a report, ends with `status`."""
+    monkeypatch.setattr(demo_guest, "base_archive", lambda _kernel, _devices: __file__)
 
     def install(output: str, status: int) -> None:
         def run(plan: RunPlan, streams: tuple[int, int, int]) -> int:
-            os.write(streams[1], output.encode())
+            assert plan.description.command is not None
+            folder = Path(plan.description.command.argv[-1]).parent
+            found = {
+                "@DISK@": hashlib.sha256((folder / "disk.img").read_bytes()).hexdigest(),
+                "@PAGE@": json.loads((folder / "demo.json").read_text())["page"].strip(),
+                "@FILE@": (folder / "shared" / "greeting").read_text().strip(),
+            }
+            text = output
+            for word, value in found.items():
+                text = text.replace(word, value)
+            os.write(streams[1], text.encode())
             assert plan.description.report is not None
             Path(plan.description.report).write_text(json.dumps(_REPORT))
             return status
@@ -59,7 +91,14 @@ def test_demo_with_all_the_evidence_succeeds(
     machine(_OUTPUT, 0)
     status, out, _ = rootvisor("demo", "--kernel", str(bzimage))
     assert status == 0
-    for text in ("running as root partition", "1.25 s", "320 (io 300, rdmsr 20)", "1 (CREATE_VP 1)", "Next:"):
+    for text in (
+        "running as root partition",
+        "1.25 s",
+        "320 (io 300, rdmsr 20)",
+        "1 (CREATE_VP 1)",
+        "12 (unmapped GPA 12)",
+        "Next:",
+    ):
         assert text in out
 
 
@@ -80,6 +119,19 @@ def test_demo_with_missing_evidence_fails(
     assert status == 1
     assert "Next:" not in out
     assert "1 piece of evidence is missing" in err
+
+
+def test_demo_whose_guest_misses_something_fails_and_shows_the_console(
+    rootvisor: Run, bzimage: Path, machine: Callable[[str, int], None]
+) -> None:
+    told = _OUTPUT.replace("@PAGE@", "wget: timed out").replace(
+        "demo: uname", "rootvisor: no net\ndemo: uname"
+    )
+    machine(told, 0)
+    status, out, err = rootvisor("demo", "--kernel", str(bzimage))
+    assert status == 1
+    assert "wget: timed out" in out
+    assert "rootvisor: no net" in err
 
 
 def test_demo_that_does_not_run_has_the_machines_status(
