@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import marshal
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_inside_this_process_becomes_the_vmm(
         raise OSError(2, "No such file or directory")
 
     monkeypatch.setattr(guest_plan, "in_root_partition", lambda: True)
-    monkeypatch.setattr(guest_plan.os, "execv", become)
+    monkeypatch.setattr(os, "execv", become)
     status, _, err = rootvisor("guest", "--timeout", "5", "--", "true")
     assert (status, launched) == (125, [])
     assert seen[0][-1].startswith("/proc/self/fd/")

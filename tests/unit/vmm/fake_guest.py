@@ -69,7 +69,7 @@ class Guest(FakeMachine):
         os.close(self.log)
 
 
-agent_run.AgentMachine = Guest  # type: ignore[misc, assignment]
+vars(agent_run)["AgentMachine"] = Guest
 description = {
     "vm": config.VM.check({"payload": {"kernel": "vmlinux"}}),
     "initrds": ["base", b"request"],
