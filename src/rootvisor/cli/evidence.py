@@ -84,7 +84,7 @@ def findings(sections: Sections, vps: int, kernel: str) -> list[Finding]:
     ]
     trouble = [line for line in log if TROUBLE.search(line)]
     found.append(
-        Finding("its kernel has nothing to complain about", bool(log) and not trouble, tuple(trouble[:5]))
+        Finding("the kernel has nothing to complain about", bool(log) and not trouble, tuple(trouble[:5]))
     )
     return found
 
