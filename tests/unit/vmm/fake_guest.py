@@ -58,6 +58,8 @@ class Guest(FakeMachine):
                 time.sleep(0.01)
             os.write(1, b"up\n")
             order = os.read(self.orders, 100)
+            if not order:
+                return  # the run is over
             os.write(self.control, b"exit 42\n" if order == b"signal INT\n" else b"exit 99\n")
         type(self).how = end or agent_machine.POWEROFF
         self.report("shutdown", {})
