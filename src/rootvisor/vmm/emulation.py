@@ -198,7 +198,7 @@ class Emulation:
         page = address & ~_PAGE
         if page == self._gva_page:
             return self._mmio.read(self._gpa_page | address & _PAGE, size)
-        gpa = self._walk(page, write_intent) | address & _PAGE
+        gpa = self._walk(address, write_intent) | address & _PAGE
         if self._memory.contains(gpa, size):
             return int.from_bytes(self._memory.view(gpa, size), "little")
         return self._mmio.read(gpa, size)
@@ -209,7 +209,7 @@ class Emulation:
         if page == self._gva_page:
             self._mmio.write(self._gpa_page | address & _PAGE, size, value)
             return
-        gpa = self._walk(page, True) | address & _PAGE
+        gpa = self._walk(address, True) | address & _PAGE
         if self._memory.contains(gpa, size):
             self._memory.view(gpa, size)[:] = value.to_bytes(size, "little")
         else:
@@ -219,10 +219,11 @@ class Emulation:
         """Whether the guest may."""
         page = address & ~_PAGE
         if page != self._gva_page:
-            self._walk(page, write)
+            self._walk(address, write)
 
-    def _walk(self, page: int, write: bool) -> int:
-        """The GPA of a page of the guest's; Fault when its page tables say no."""
+    def _walk(self, address: int, write: bool) -> int:
+        """The GPA of the guest's page around ``address``; Fault when its page tables say no."""
+        page = address & ~_PAGE
         known = self._pages.get(page)
         if known is not None and (known[1] or not write):
             return known[0]
@@ -231,7 +232,7 @@ class Emulation:
         if walked.code not in _TRANSLATED:
             code = (_WRITE if write else 0) | (_USER if self._user else 0)
             code |= 0 if walked.code == translation.PAGE_NOT_PRESENT else _PRESENT
-            raise Fault(_PAGE_FAULT, code, page)
+            raise Fault(_PAGE_FAULT, code, address)
         self._pages[page] = (walked.gpa & ~_PAGE, write)
         return walked.gpa & ~_PAGE
 
