@@ -106,6 +106,9 @@ def initrd() -> bytes:
     return archive.finish()
 
 
+@pytest.mark.skipif(
+    not os.environ.get("ROOTVISOR_SOAK"), reason="long, part of make soak: ROOTVISOR_SOAK=1 runs it"
+)
 @pytest.mark.boot
 @pytest.mark.timeout(BUILD_SECONDS + RUN_SECONDS + 300)
 def test_client_drives_a_guest_in_the_root_partition(client: Path, tmp_path: Path) -> None:
