@@ -84,9 +84,9 @@ INIT = """#!/bin/busybox sh
 while :; do /bin/busybox sleep 1; done
 """
 JOB = """
-mkdir /tmp/work && cp {folder}/disk.img /tmp/work/ || exit 9
-{python} -m rootvisor vmm --api-socket /tmp/work/s &
-{client} /tmp/work/s /tmp/work {kernel} {folder}/initrd "console=ttyS0 quiet"
+mkdir /tmp/client && cp {folder}/disk.img /tmp/client/ || exit 9
+{python} -m rootvisor vmm --api-socket /tmp/client/s &
+{client} /tmp/client/s /tmp/client {kernel} {folder}/initrd "console=ttyS0 quiet"
 status=$?
 echo client $status
 [ $status = 0 ] || kill $!

@@ -13,25 +13,25 @@ from ..tlfs import registers as names
 from ..tlfs import translation
 from ..x86.emulator import emulate
 from ..x86.processor import Fault, Unsupported
+from .message_fields import (
+    ACCESS,
+    CS_ATTRIBUTES,
+    MEMORY_BYTES,
+    MEMORY_COUNT,
+    MEMORY_GPA,
+    MEMORY_GVA,
+    MEMORY_INFO,
+    PORT_BYTES,
+    PORT_COUNT,
+    RIP,
+    STATE,
+)
 from .vector_registers import read_vector, write_vector
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory, MmioSpace, PortSpace
     from ..mshv import Vp
-
-# Where the fields of a message lie, in units of their size (hv_message: 16 bytes, then the payload).
-_ACCESS = 21  # u8
-_STATE = 11  # u16
-_CS_ATTRIBUTES = 19  # u16
-_RIP = 5  # u64
-_COUNT = 60  # u8
-_INFO = 61  # u8
-_GVA = 8  # u64
-_GPA = 9  # u64
-_BYTES = 80
-_PORT_BYTES = 72
-_PORT_COUNT = 59  # u8
 
 _LONG, _DEFAULT_32 = 1 << 13, 1 << 14  # segment attributes L and D/B
 _PAGE = 0xFFF
@@ -93,8 +93,8 @@ class Emulation:
         """Carries out the instruction of a message about memory or a port. GuestFault when that cannot be."""
         u16, u64 = message.cast("H"), message.cast("Q")
         self.count += 1
-        self.rip = rip = u64[_RIP]
-        state, attributes = u16[_STATE], u16[_CS_ATTRIBUTES]
+        self.rip = rip = u64[RIP]
+        state, attributes = u16[STATE], u16[CS_ATTRIBUTES]
         self._user = state & types.STATE_CPL == 3
         self._pages.clear()
         if attributes & _LONG and state & types.STATE_EFER_LMA:
@@ -103,16 +103,16 @@ class Emulation:
             bits = 32 if attributes & _DEFAULT_32 else 16
         if message[0] == types.X64_IO_PORT_INTERCEPT & 0xFF and u16[1] == types.X64_IO_PORT_INTERCEPT >> 16:
             self._gva_page = -1
-            code = bytes(message[_PORT_BYTES : _PORT_BYTES + message[_PORT_COUNT]])
+            code = bytes(message[PORT_BYTES : PORT_BYTES + message[PORT_COUNT]])
         else:
-            if message[_ACCESS] == types.ACCESS_EXECUTE:
-                raise GuestFault(f"fetches instructions from {u64[_GPA]:#x}, where there is no memory")
-            if message[_INFO] & _GVA_VALID == _GVA_VALID:
-                self._gva_page = u64[_GVA] & ~_PAGE
-                self._gpa_page = u64[_GPA] & ~_PAGE
+            if message[ACCESS] == types.ACCESS_EXECUTE:
+                raise GuestFault(f"fetches instructions from {u64[MEMORY_GPA]:#x}, where there is no memory")
+            if message[MEMORY_INFO] & _GVA_VALID == _GVA_VALID:
+                self._gva_page = u64[MEMORY_GVA] & ~_PAGE
+                self._gpa_page = u64[MEMORY_GPA] & ~_PAGE
             else:
                 self._gva_page = -1
-            code = bytes(message[_BYTES : _BYTES + message[_COUNT]])
+            code = bytes(message[MEMORY_BYTES : MEMORY_BYTES + message[MEMORY_COUNT]])
         page = self._page
         try:
             try:

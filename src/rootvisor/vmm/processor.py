@@ -9,6 +9,7 @@ from ..mshv import MshvError
 from ..tlfs import intercepts as types
 from ..tlfs import registers as layout
 from .emulation import Emulation, GuestFault, cannot_go_on
+from .message_fields import ACCESS, EOI_VECTOR, LENGTH, PORT, PORT_INFO, PORT_RAX, RIP, STATE, TYPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory, MmioSpace, PortSpace
     from ..chips.ioapic import IoApic
     from ..mshv import Vp
-
-# Where the fields of a message lie, in units of their size (hv_message: 16 bytes, then the payload).
-_TYPE = 0  # u32
-_LENGTH = 20  # u8, low four bits
-_ACCESS = 21  # u8
-_STATE = 11  # u16
-_RIP = 5  # u64
-_PORT = 28  # u16
-_PORT_INFO = 58  # u8
-_PORT_RAX = 8  # u64
-_EOI_VECTOR = 5  # u32
 
 _PAGE_RAX = layout.PAGE_GENERAL >> 3
 _PAGE_RIP = layout.PAGE_RIP >> 3
@@ -175,31 +165,31 @@ class Processor:
                 if self._pause:
                     self._park()
                 continue
-            kind = u32[_TYPE]
+            kind = u32[TYPE]
             exits[kind] = exits.get(kind, 0) + 1
             if kind == types.X64_IO_PORT_INTERCEPT:
-                info = u8[_PORT_INFO]
+                info = u8[PORT_INFO]
                 if info & _IO_COMPLEX:
                     self._emulate(message)
                     continue
                 size = info & 7
-                if u8[_ACCESS] == types.ACCESS_WRITE:
-                    write(u16[_PORT], size, u64[_PORT_RAX] & (1 << 8 * size) - 1)
-                    page64[_PAGE_RIP] = u64[_RIP] + (u8[_LENGTH] & 15)
+                if u8[ACCESS] == types.ACCESS_WRITE:
+                    write(u16[PORT], size, u64[PORT_RAX] & (1 << 8 * size) - 1)
+                    page64[_PAGE_RIP] = u64[RIP] + (u8[LENGTH] & 15)
                     page32[_PAGE_DIRTY] |= _DIRTY_RIP
                 else:
-                    value = read(u16[_PORT], size)
-                    page64[_PAGE_RAX] = u64[_PORT_RAX] & keep[size] & 0xFFFF_FFFF_FFFF_FFFF | value
-                    page64[_PAGE_RIP] = u64[_RIP] + (u8[_LENGTH] & 15)
+                    value = read(u16[PORT], size)
+                    page64[_PAGE_RAX] = u64[PORT_RAX] & keep[size] & 0xFFFF_FFFF_FFFF_FFFF | value
+                    page64[_PAGE_RIP] = u64[RIP] + (u8[LENGTH] & 15)
                     page32[_PAGE_DIRTY] |= _DIRTY_RIP_GENERAL
-                if u16[_STATE] & types.STATE_INTERRUPT_SHADOW:
+                if u16[STATE] & types.STATE_INTERRUPT_SHADOW:
                     self._emulation.end_shadow()
             elif kind == types.UNMAPPED_GPA or kind == types.GPA_INTERCEPT:
                 self._emulate(message)
             elif kind == types.X64_APIC_EOI:
-                self._io_apic.eoi(u32[_EOI_VECTOR])
+                self._io_apic.eoi(u32[EOI_VECTOR])
             elif kind == types.UNRECOVERABLE_EXCEPTION:
-                self._reset(f"triple fault of virtual processor {vp.index} at {u64[_RIP]:#x}")
+                self._reset(f"triple fault of virtual processor {vp.index} at {u64[RIP]:#x}")
                 self._wait_for_end()
                 return
             else:
