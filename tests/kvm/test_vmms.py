@@ -7,6 +7,7 @@ ROOTVISOR_KILLS, ROOTVISOR_CYCLES: how many (scripts/kill-vmms and `make soak` t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -139,6 +140,10 @@ class Root:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):  # a line for a root that is gone
+                stream.close()
 
 
 @pytest.fixture
