@@ -96,14 +96,6 @@ def outcome(group: str, scheduler: str) -> Outcome:
         return Outcome(process, json.loads(report.read_text()) if report.exists() else {})
 
 
-#: What fails and is not understood yet: name of the test -> what is known.
-KNOWN = {
-    "test_partitions_come_and_go_without_growth_of_the_root": (
-        "Linux 7.3-rc7 has about 290 pages less free after each life, though WITHDRAW_MEMORY gave back all 298"
-    ),
-}
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("group", "scheduler", "name"), CASES)
 def test_child(
@@ -119,8 +111,6 @@ def test_child(
         record_property("figure", figure)
         with capsys.disabled():
             print(f" {figure}", end="", flush=True)
-    if done.failures[name] and name in KNOWN:
-        pytest.xfail(f"{KNOWN[name]}: {done.failures[name][-1]}")
     if done.failures[name]:
         pytest.fail("\n".join(done.failures[name]))
 

@@ -203,10 +203,17 @@ def test_calls_out_of_order_are_refused_and_the_partition_is_deleted_all_the_sam
 
 
 def free_pages() -> int:
+    """Free pages of the root's kernel with those on its processors' own lists, which MemFree leaves out.
+
+    A withdrawn page is freed by itself and so lands on the list of the processor that freed it; since Linux 6.7 such a
+    list may grow to an eighth of the memory (mm/page_alloc.c:zone_highsize).
+    """
     with open("/proc/sys/vm/drop_caches", "w") as caches:
         caches.write("3")
     with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) // 4 for line in file if line.startswith("MemFree"))
+        free = next(int(line.split()[1]) // 4 for line in file if line.startswith("MemFree"))
+    with open("/proc/zoneinfo") as file:
+        return free + sum(int(line.split()[1]) for line in file if line.lstrip().startswith("count:"))
 
 
 def test_partitions_come_and_go_without_growth_of_the_root(mshv: Mshv) -> None:
@@ -223,9 +230,9 @@ def test_partitions_come_and_go_without_growth_of_the_root(mshv: Mshv) -> None:
     note(f"{(time.monotonic() - started) / count * 1000:.0f} ms for a life of one VP")
     check(len(os.listdir("/proc/self/fd")), descriptors)
     lost = before - free_pages()
-    # 298 pages are deposited in each life
+    # 298 pages are deposited in each life, and a page table or two of the kernel's come and go with anything that runs
     note(f"{lost / count:.1f} pages of the root a life")
-    assert lost < 298 * count // 4, f"{lost} pages of the root are gone"
+    assert lost < 2 * count, f"{lost} pages of the root are gone"
 
 
 def test_sixteen_partitions_at_once(mshv: Mshv) -> None:
