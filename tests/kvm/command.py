@@ -16,14 +16,16 @@ import pytest
 
 #: A boot takes 5 s in the appliance on a quiet machine; a loaded one has been seen at 30.
 DEADLINE_S = 240
-RUN = (sys.executable, "-m", "rootvisor", "run", "--engine", "kvm")
+_RUN = (sys.executable, "-m", "rootvisor", "run")
+RUN = (*_RUN, "--engine", "kvm")
 
 
 def run_root(
-    arguments: Sequence[str], *, stdin: bytes = b"", timeout_s: float = DEADLINE_S
+    arguments: Sequence[str], *, stdin: bytes = b"", timeout_s: float = DEADLINE_S, engine: str = "kvm"
 ) -> subprocess.CompletedProcess[bytes]:
-    """``rootvisor run`` on this machine's KVM; its process group is killed when the deadline passes."""
-    command = [*RUN, "--timeout", str(timeout_s), *arguments]
+    """``rootvisor run`` on this machine's KVM, or with another engine; its process group is killed when the deadline
+    passes."""
+    command = [*_RUN, "--engine", engine, "--timeout", str(timeout_s), *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -92,6 +92,7 @@ def outcome() -> Outcome:
                 *("env", *keep, _PYTHON, "-I", "-S", str(HERE / "runner.py"), str(path), *CASES),
             ],
             timeout_s=LIMIT_S,
+            engine="auto",
         )
     return Outcome(
         done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

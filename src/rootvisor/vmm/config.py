@@ -242,7 +242,13 @@ DISK = Table(
             only=("Raw", "Qcow2", "Unknown"),
             reason="convert it with qemu-img",
         ),
-        Field("backing_files", Flag(), "A qcow2 image may name a backing file.", default=False),
+        Field(
+            "backing_files",
+            Flag(),
+            "A qcow2 image may stand on backing files, each with its format in the header of the one before. Off: an "
+            "image that names one is refused.",
+            default=False,
+        ),
         Field("serial", Text(DISK_SERIAL_BYTES), "Serial number that the guest reads, at most 20 bytes."),
         Field(
             "num_queues", Integer(1, MAX_VPS), "Queues, at most one for each virtual processor.", default=1

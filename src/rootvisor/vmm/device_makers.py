@@ -118,6 +118,7 @@ def _disk(config: Document) -> Made:
         readonly=readonly,
         direct=config["direct"],
         queues=config["num_queues"],
+        backing_files=config["backing_files"],
     )
     try:
         return VhostUserBlock(served.take_socket(), config["num_queues"]), served.close

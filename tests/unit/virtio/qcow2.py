@@ -48,3 +48,30 @@ def read_qcow2(path: Path) -> bytes:
         zero = entry & 1 or not at
         content += bytes(CLUSTER) if zero else data[at : at + CLUSTER].ljust(CLUSTER, b"\0")
     return bytes(content[:size])
+
+
+def name_backing_file(path: Path, name: str, image_format: str = "", *, external_data: bool = False) -> None:
+    """Has an image say that it stands on another file, and that one's format unless it is empty; or that its data are
+    elsewhere. That file's bytes show where the image has none of its own."""
+    with path.open("r+b") as file:
+        if name:
+            at = 1024
+            file.seek(8)
+            file.write(struct.pack(">QI", at, len(name)))
+            file.seek(at)
+            file.write(name.encode())
+        if image_format:
+            file.seek(104)  # behind the header
+            file.write(
+                struct.pack(">II", 0xE2792ACA, len(image_format)) + image_format.encode().ljust(8, b"\0")
+            )
+        if external_data:
+            file.seek(72)
+            file.write(struct.pack(">Q", 1 << 2))
+
+
+def resize_qcow2(path: Path, size: int) -> None:
+    """Gives an image without content a size: no cluster has anything yet."""
+    with path.open("r+b") as file:
+        file.seek(24)
+        file.write(size.to_bytes(8, "big"))

@@ -21,7 +21,7 @@ from rootvisor.virtio.registers import F_VERSION_1, STATUS_NEEDS_RESET
 from rootvisor.virtio.vhost_user import VhostUserError
 from rootvisor.virtio.vhost_user_block import F_MQ, VhostUserBlock
 from tests.unit.virtio.guest_side import Buffer, Guest, wait_until
-from tests.unit.virtio.qcow2 import read_qcow2, write_qcow2
+from tests.unit.virtio.qcow2 import name_backing_file, read_qcow2, resize_qcow2, write_qcow2
 from tests.unit.virtio.vhost_user_backend import Backend
 
 SECTORS = 2048
@@ -57,10 +57,23 @@ class Disk:
         other._connect(False, 1)
         return other
 
+    @classmethod
+    def behind(cls, served: Served) -> Disk:
+        """A guest with the disk of a daemon that runs."""
+        disk = cls.__new__(cls)
+        disk.features = ALL
+        disk._take(served, 1)
+        disk.guest = Guest(disk.device)
+        disk.start()
+        return disk
+
     def _connect(self, readonly: bool, queues: int) -> None:
-        self.served: Served = start_storage(
-            str(self.path), image_format=self.format, readonly=readonly, queues=queues
+        self._take(
+            start_storage(str(self.path), image_format=self.format, readonly=readonly, queues=queues), queues
         )
+
+    def _take(self, served: Served, queues: int) -> None:
+        self.served = served
         self.device = VhostUserBlock(self.served.take_socket(), queues)
         self.reasons: list[str] = []
         self.device.on_failure = self.reasons.append
@@ -159,6 +172,22 @@ def test_every_queue_serves(tmp_path: Path) -> None:
         assert disk.write(20 + queue, bytes([queue]) * 512, queue) == block.S_OK
         assert disk.read(20 + queue, queue=2 - queue) == bytes([queue]) * 512
     disk.close()
+
+
+@real
+def test_image_on_a_backing_file_shows_it_and_writes_to_itself(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    content = b"".join(bytes([n & 0xFF]) * 512 for n in range(SECTORS))
+    base.write_bytes(content)
+    write_qcow2(tmp_path / "image", b"")
+    resize_qcow2(tmp_path / "image", len(content))
+    name_backing_file(tmp_path / "image", "base", "raw")
+    disk = Disk.behind(start_storage(str(tmp_path / "image"), image_format="qcow2", backing_files=True))
+    assert disk.read(7) == b"\7" * 512
+    assert disk.write(7, b"n" * 512) == block.S_OK
+    assert disk.read(7) == b"n" * 512
+    disk.close()
+    assert base.read_bytes() == content
 
 
 @real

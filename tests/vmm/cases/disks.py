@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from random import Random
 
-from tests.unit.virtio.qcow2 import read_qcow2, write_qcow2
+from tests.unit.virtio.qcow2 import read_qcow2, resize_qcow2, write_qcow2
 from tests.vmm.guest import FOLDER, Guest
 
 TYPE_CHECKING = False
@@ -32,9 +32,7 @@ def _image(kind: str, content: bytes) -> str:
     empty = not any(content)
     write_qcow2(Path(path), b"" if empty else content)
     if empty:
-        with open(path, "r+b") as file:
-            file.seek(24)  # the header's size
-            file.write(len(content).to_bytes(8, "big"))
+        resize_qcow2(Path(path), len(content))
     return path
 
 
