@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     #: ``shutdown``: the guest powered off. ``reboot``: it wants a reset. ``panic``: its kernel crashed (details: the
     #: crash registers). ``failed``: the machine cannot go on (``reason``, one line). ``device-failed``: a device cannot
     #: go on, and the guest sees that it needs a reset (``id``, ``reason``). ``activated``, ``reset``: a driver took a
-    #: device into use, or let it go (``id``).
+    #: device into use, or let it go (``id``). ``ejected``: the guest has let a device go for good; `device_tree` has it
+    #: no more.
     Report = Callable[[str, dict[str, str]], None]
 
     class Machine(Protocol):
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
             """Plug a vsock device into the guest; the PCI address."""
 
         def remove_device(self, identifier: str) -> None:
-            """Ask the guest to let a device go, and unplug it when it has."""
+            """Ask the guest to let a device go, and unplug it when it has: then `device_tree` has it no more."""
 
         def set_balloon(self, size: int) -> None:
             """Ask the guest for this many bytes in all."""
@@ -150,6 +151,7 @@ class Controller:
         "_generation",
         "_happened",
         "_happened_lock",
+        "_leaving",
         "_lock",
         "_machine",
         "_machine_class",
@@ -169,6 +171,8 @@ class Controller:
         self._lock = RLock()
         self._config: Document | None = None
         self._machine: Machine | None = None
+        #: names of devices that the guest was asked to let go
+        self._leaving: set[str] = set()
         self._state = ""
         self._generation = 0
         self._failure = ""
@@ -218,10 +222,10 @@ class Controller:
     def reboot(self) -> None:
         """End the machine at once and start from the kernel again."""
         with self._lock:
-            config, _ = self._needs_machine()
+            self._needs_machine()
             self._report("vm", "rebooting")
             self._end(report=False)
-            self._start(config)
+            self._start(self._needs_config())
             self._report("vm", "rebooted")
 
     def pause(self) -> None:
@@ -306,28 +310,44 @@ class Controller:
             return {"id": device["id"], "bdf": address}
 
     def remove_device(self, identifier: str) -> None:
-        """Take a device away. A running guest is asked first, and may take its time."""
+        """Take a device away. A running guest is asked: the device stays, its name with it, until the guest lets it go
+        or ends. A guest that was asked is asked again.
+        """
         with self._lock:
-            config = _copy(self._needs_config())
-            found = False
-            for kind in tables.LISTS:
-                left = [device for device in config.get(kind, ()) if device["id"] != identifier]
-                found = found or len(left) < len(config.get(kind, ()))
-                if kind in config:
-                    config[kind] = left
-            if config.get("vsock", {}).get("id") == identifier:
-                found = True
-                del config["vsock"]
-            if not found:
+            config = self._needs_config()
+            if not any(device["id"] == identifier for _, device in _removable(config)):
                 if any(device["id"] == identifier for _, device in tables.devices(config)):
                     raise ControlError(BAD_REQUEST, f"device {shown(identifier)} cannot be removed")
                 raise ControlError(NOT_FOUND, f"there is no device {shown(identifier)}")
-            if self._machine is not None:
-                self._call(
-                    f"device {shown(identifier)} cannot be removed", self._machine.remove_device, identifier
-                )
-            self._config = config
-            self._report("vm", "device-removed", {"id": identifier})
+            if self._machine is None:
+                self._forget_device(identifier)
+                return
+            self._call(
+                f"device {shown(identifier)} cannot be removed", self._machine.remove_device, identifier
+            )
+            self._leaving.add(identifier)
+            self._follow_guest()
+
+    def _follow_guest(self) -> None:
+        """Forget the devices that the guest has let go, asked or not."""
+        if self._machine is None or self._config is None:
+            return
+        present = self._call("", self._machine.device_tree)
+        for _, device in _removable(self._config):
+            if device["id"] not in present:
+                self._forget_device(device["id"])
+
+    def _forget_device(self, identifier: str) -> None:
+        assert self._config is not None
+        config = _copy(self._config)
+        for kind in tables.LISTS:
+            if kind in config:
+                config[kind] = [device for device in config[kind] if device["id"] != identifier]
+        if config.get("vsock", {}).get("id") == identifier:
+            del config["vsock"]
+        self._config = config
+        self._leaving.discard(identifier)
+        self._report("vm", "device-removed", {"id": identifier})
 
     def resize(self, target: Document) -> None:
         """Another size of the balloon; before the boot also of memory, and another number of processors."""
@@ -492,6 +512,9 @@ class Controller:
                 return None
             if generation != self._generation or self._machine is None:
                 return None  # of a machine that is gone
+            if word == "ejected":
+                self._ignoring_errors(self._follow_guest)
+                return None
             if word == "reboot":
                 if self._ignoring_errors(self.reboot):
                     return None
@@ -544,6 +567,8 @@ class Controller:
         machine, self._machine = self._machine, None
         if machine is None:
             return
+        for identifier in list(self._leaving):
+            self._forget_device(identifier)
         self._generation += 1
         self._state = SHUTDOWN
         machine.stop()
@@ -556,6 +581,8 @@ class Controller:
             self._report("virtio-device", event.removeprefix("device-"), details)
         elif event == "panic":
             self._report("guest", event, details)
+        elif event == "ejected":
+            self._post(generation, event)
         elif event == "failed":
             self._report("vm", event, details)
             self._post(generation, f"failed {details.get('reason', '')}")
@@ -570,6 +597,7 @@ class Controller:
     def _needs_config(self) -> Document:
         if self._config is None:
             raise ControlError(NOT_FOUND, "there is no virtual machine; create it first")
+        self._follow_guest()
         return self._config
 
     def _needs_machine(self, state: str = "") -> tuple[Document, Machine]:
@@ -599,6 +627,12 @@ def folder_of(url: str) -> str:
     if scheme != "file" or not path.startswith("/"):
         raise ControlError(BAD_REQUEST, f"{shown(url)} is no folder; write file:///path")
     return path
+
+
+def _removable(config: Document) -> list[tuple[str, Document]]:
+    """Field and configuration of every device that can come and go."""
+    found = [(kind, device) for kind in tables.LISTS for device in config.get(kind, ())]
+    return [*found, ("vsock", config["vsock"])] if "vsock" in config else found
 
 
 def _checked(config: Document) -> Document:

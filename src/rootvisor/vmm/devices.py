@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from ..virtio.pci_function import VirtioPciFunction
 from .controller import MachineError
 
@@ -50,11 +52,14 @@ class Plugged:
 class Devices:
     """Everything in the slots, by name. ``failed(name, reason)`` is called from device threads."""
 
-    __slots__ = ("_board", "_failed", "plugged", "slots")
+    __slots__ = ("_board", "_failed", "_leaving", "_lock", "plugged", "slots")
 
     def __init__(self, board: Board, failed: Callable[[str, str], None]) -> None:
         self._board = board
         self._failed = failed
+        self._lock = allocate_lock()
+        #: being taken out: two processors may eject the same slot
+        self._leaving: set[str] = set()
         self.plugged: dict[str, Plugged] = {}
         #: device numbers on bus 0 by name, for those that shall have a certain one
         self.slots: dict[str, int] = {}
@@ -77,19 +82,31 @@ class Devices:
         one = self.plugged[name] = Plugged(name, bdf, device, function, release)
         return one
 
-    def unplug(self, name: str) -> None:
-        """Takes a device out."""
-        one = self.plugged.pop(name)
-        self._board.pci.remove(one.bdf)
-        one.close()
-        self._board.platform.forget(one.bdf)
-        self._board.ecam.follow()
+    def unplug(self, name: str) -> bool:
+        """Takes a device out: there is one of that name until nothing of it is left. False: somebody else does that, or
+        has done it."""
+        with self._lock:
+            one = self.plugged.get(name)
+            if one is None or name in self._leaving:
+                return False
+            self._leaving.add(name)
+        try:
+            self._board.pci.remove(one.bdf)
+            one.close()
+            self._board.platform.forget(one.bdf)
+            self._board.ecam.follow()
+        finally:
+            with self._lock:
+                del self.plugged[name]
+                self._leaving.discard(name)
+        return True
 
-    def unplug_slot(self, number: int) -> None:
-        """Takes out what is in a slot; nothing happens where there is nothing."""
+    def unplug_slot(self, number: int) -> str:
+        """Takes out what is in a slot; its name, or nothing where there is nothing."""
         for name, one in list(self.plugged.items()):
-            if one.bdf >> 3 == number:
-                self.unplug(name)
+            if one.bdf >> 3 == number and self.unplug(name):
+                return name
+        return ""
 
     def pause(self) -> None:
         """Nothing of them touches the guest's memory from now on."""

@@ -10,6 +10,7 @@ from ..boot.linux import load_linux
 from ..boot.memory_map import MemoryMap
 from ..mshv import NMI, Mshv, Partition
 from ..tlfs import partition_properties as properties
+from ..x86.decoder import load as load_decoder
 from .board import Board
 from .boot_state import set_entry_state, set_firmware_state
 from .consoles import SerialInput, Stream
@@ -99,6 +100,11 @@ class Machine:
 
     def _build(self, saved: tuple[str, dict[str, Any]] | None) -> None:
         config = self.config
+        try:
+            # Every guest comes to need it: better told now than when its first driver touches a device.
+            load_decoder()
+        except ImportError as error:
+            raise MachineError(f"{error}; python3 -m pip install iced-x86") from error
         self._mshv = mshv = Mshv()
         self._partition = partition = mshv.create_partition()
         partition.set_property(properties.SYNTHETIC_PROC_FEATURES, SYNTHETIC_FEATURES)
@@ -313,7 +319,9 @@ class Machine:
     def _ejected(self, number: int) -> None:
         """The guest has let the device in this slot go."""
         assert self._devices is not None
-        self._devices.unplug_slot(number)
+        name = self._devices.unplug_slot(number)
+        if name:
+            self._report("ejected", {"id": name})
 
     def set_balloon(self, size: int) -> None:
         """Asks the guest for this many bytes in all."""

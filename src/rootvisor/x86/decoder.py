@@ -68,7 +68,7 @@ def load() -> Any:
         spec = PathFinder.find_spec(f"{_PACKAGE}.{_EXTENSION}", folders) if folders else None
         if spec is None or spec.loader is None:
             raise ImportError(
-                "the iced-x86 package is missing, which decodes the instructions of child partitions"
+                "the Python package iced-x86 is missing, which decodes the instructions of child partitions"
             )
         library: Any = spec.loader.create_module(spec)
         spec.loader.exec_module(library)

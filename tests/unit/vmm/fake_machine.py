@@ -17,11 +17,13 @@ class FakeMachine:
     """Asserts that the controller calls what the machine's state allows.
 
     ``made``: all machines since the last `forget`. ``failing``: names of methods that raise, and what.
+    ``keeps_devices``: the guest lets no device go before `eject`.
     """
 
     terminal: Terminal | None = None
     made: ClassVar[list[FakeMachine]] = []
     failing: ClassVar[dict[str, Exception]] = {}
+    keeps_devices: ClassVar[bool] = False
 
     def __init__(self, config: dict[str, Any], report: Report, *, state: str = "made") -> None:
         self.fail("make")
@@ -29,11 +31,15 @@ class FakeMachine:
         self.report = report
         self.state = state
         self.buttons = self.nmis = 0
+        self.asked: list[str] = []
         self.balloon: int = config.get("balloon", {}).get("size", 0)
         self.devices = {
             device["id"]: f"0000:00:{slot + 1:02x}.0"
             for slot, device in enumerate(
-                [*config.get("disks", ()), *config.get("net", ()), *config.get("fs", ())]
+                [
+                    *(*config.get("disks", ()), *config.get("net", ()), *config.get("fs", ())),
+                    *([config["vsock"]] if "vsock" in config else []),
+                ]
             )
         }
         self.made.append(self)
@@ -42,6 +48,7 @@ class FakeMachine:
     def forget(cls) -> None:
         cls.made.clear()
         cls.failing.clear()
+        cls.keeps_devices = False
 
     @classmethod
     def fail(cls, name: str) -> None:
@@ -112,7 +119,14 @@ class FakeMachine:
     def remove_device(self, identifier: str) -> None:
         assert self.state in ("running", "paused")
         self.fail("remove_device")
-        self.devices.pop(identifier, None)
+        self.asked.append(identifier)
+        if not self.keeps_devices:
+            self.devices.pop(identifier, None)
+
+    def eject(self, identifier: str) -> None:
+        """What the guest does, in a thread of the machine's."""
+        del self.devices[identifier]
+        self.report("ejected", {"id": identifier})
 
     def set_balloon(self, size: int) -> None:
         self.fail("set_balloon")

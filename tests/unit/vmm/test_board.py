@@ -178,6 +178,20 @@ def test_name_of_a_device_that_the_guest_has_not_let_go_is_refused(guest: Guest,
     plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
 
 
+def test_slot_that_two_processors_eject_is_emptied_once(guest: Guest, tmp_path: Path) -> None:
+    """The second one comes while the first one closes the device."""
+    one = plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
+    seen: list[object] = []
+
+    def release() -> None:
+        seen.append("more" in guest.devices.plugged)
+        guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
+
+    one.release = release
+    guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
+    assert seen == [True] and "more" not in guest.devices.plugged
+
+
 def test_devices_are_counted_while_the_guest_ejects_them(guest: Guest, tmp_path: Path) -> None:
     one = plug_disk(guest.devices, disk(tmp_path / "disk", "more"))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,56 @@ def test_remove_device_is_gone_from_the_configuration(
     assert running.info()["config"]["disks"] == []
     assert not machines[-1].devices
     assert refusal(lambda: running.remove_device("_disk0"))[0] == 404
+
+
+def test_name_of_a_device_is_taken_until_the_guest_has_let_it_go(
+    running: Controller, machines: list[FakeMachine], recorder: Recorder
+) -> None:
+    FakeMachine.keeps_devices = True
+    running.remove_device("_disk0")
+    assert [disk["id"] for disk in running.info()["config"]["disks"]] == ["_disk0"]
+    assert "_disk0" in running.info()["device_tree"]
+
+    def add() -> object:
+        return running.add_device("disks", DISK.check({"path": "b", "id": "_disk0"}))
+
+    assert refusal(add)[0] == 409
+    assert ("vm", "device-removed", {"id": "_disk0"}) not in recorder.events
+    machines[-1].eject("_disk0")
+    assert running.info()["config"]["disks"] == []
+    assert recorder.events[-1] == ("vm", "device-removed", {"id": "_disk0"})
+    assert add() == {"id": "_disk0", "bdf": "0000:00:01.0"}
+
+
+def test_guest_that_never_lets_a_device_go_is_asked_again_and_has_none_after_a_reboot(
+    running: Controller, machines: list[FakeMachine], recorder: Recorder
+) -> None:
+    FakeMachine.keeps_devices = True
+    running.remove_device("_disk0")
+    running.remove_device("_disk0")
+    assert machines[-1].asked == ["_disk0", "_disk0"]
+    running.reboot()
+    assert running.info()["config"]["disks"] == [] and not machines[-1].devices
+    assert recorder.events.count(("vm", "device-removed", {"id": "_disk0"})) == 1
+    running.reboot()
+    assert recorder.events.count(("vm", "device-removed", {"id": "_disk0"})) == 1
+
+
+def test_device_that_the_guest_ejects_by_itself_is_gone(
+    running: Controller, machines: list[FakeMachine], recorder: Recorder
+) -> None:
+    running.add_device("vsock", VSOCK.check({"cid": 3}))
+    machines[-1].eject("_vsock0")
+    waiter = threading.Thread(target=running.run)
+    waiter.start()
+    deadline = time.monotonic() + 20
+    while recorder.events[-1] != ("vm", "device-removed", {"id": "_vsock0"}):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert "vsock" not in running.info()["config"]
+    running.end(0)
+    waiter.join(20)
+    assert not waiter.is_alive()
 
 
 def test_remove_device_that_stays_is_refused(running: Controller) -> None:

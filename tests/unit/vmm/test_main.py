@@ -170,3 +170,26 @@ def test_failure_with_debug_shows_where(start: Start) -> None:
     assert process.returncode == 1
     assert "Traceback" in err
     assert "raise cls.failing[name]" in err
+
+
+def test_missing_decoder_is_told_before_the_guest_starts() -> None:
+    """A Python without site packages has no iced-x86."""
+    source = str(Path(__file__).parents[3] / "src")
+    program = (
+        f"import sys; sys.path.insert(0, {source!r})\n"
+        "from rootvisor.vmm.main import run\n"
+        "from rootvisor.vmm.options import parse_command_line\n"
+        "sys.exit(run(parse_command_line(sys.argv[1:])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, *GUEST],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "rootvisor: the virtual machine cannot be made: the Python package iced-x86 is missing, which decodes the "
+        "instructions of child partitions; python3 -m pip install iced-x86\n"
+    )
