@@ -112,18 +112,30 @@ def _disk(config: Document) -> Made:
         return _raw_disk(config)
     if "serial" in config:
         raise MachineError(f"{config['id']}: a serial number needs a raw image, one queue, and no direct=on")
-    served = storage.start_storage(
-        path,
-        image_format="qcow2" if qcow2 else "raw",
-        readonly=readonly,
-        direct=config["direct"],
-        queues=config["num_queues"],
-        backing_files=config["backing_files"],
-    )
+    from ..virtio.disk_image import open_image
+
+    lock = open_image(path, readonly=readonly)
     try:
-        return VhostUserBlock(served.take_socket(), config["num_queues"]), served.close
+        served = storage.start_storage(
+            path,
+            image_format="qcow2" if qcow2 else "raw",
+            readonly=readonly,
+            direct=config["direct"],
+            queues=config["num_queues"],
+            backing_files=config["backing_files"],
+        )
     except BaseException:
+        os.close(lock)
+        raise
+
+    def release() -> None:
         served.close()
+        os.close(lock)
+
+    try:
+        return VhostUserBlock(served.take_socket(), config["num_queues"]), release
+    except BaseException:
+        release()
         raise
 
 

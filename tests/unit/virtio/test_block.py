@@ -233,6 +233,25 @@ def test_readonly_disk_refuses_every_change(tmp_path: Path) -> None:
     disk.guest.close()
 
 
+def test_image_is_written_by_one_or_read_by_many(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    writer = DiskImage(str(path))
+    for readonly, text in ((False, "is in use by another machine"), (True, "is written by another machine")):
+        count = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(DiskError, match=text + ".*readonly=on") as caught:
+            DiskImage(str(path), readonly=readonly)
+        assert "\n" not in str(caught.value)
+        assert len(os.listdir("/proc/self/fd")) == count
+    writer.close()
+    readers = [DiskImage(str(path), readonly=True) for _ in range(3)]
+    with pytest.raises(DiskError, match="is in use by another machine"):
+        DiskImage(str(path))
+    for reader in readers:
+        reader.close()
+    DiskImage(str(path)).close()
+
+
 def test_unusable_image_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "fifo")

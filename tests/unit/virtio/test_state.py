@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import os
 import random
@@ -191,7 +192,8 @@ def test_device_that_needs_reset_still_does() -> None:
 def test_disk_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
-    guest = Guest(Block(DiskImage(str(path))))
+    image = DiskImage(str(path))
+    guest = Guest(Block(image))
     guest.start(RING_FEATURES & ~F_RING_PACKED, [128])
     sectors = [bytes([number + 1]) * 512 for number in range(40)]
     for number, sector in enumerate(sectors):
@@ -200,7 +202,9 @@ def test_disk_goes_on(tmp_path: Path) -> None:
         guest.request(0, [(header, 16, False), (data, 512, False), (status, 1, True)])
         assert guest.memory.read(status, 1) == b"\0"
         if number % 10 == 9:
-            guest = move(guest, Block(DiskImage(str(path))))
+            fcntl.flock(image.fd, fcntl.LOCK_UN)  # the old device is closed when the new one is there
+            image = DiskImage(str(path))
+            guest = move(guest, Block(image))
     guest.close()
     assert path.read_bytes()[: 40 * 512] == b"".join(sectors)
 
