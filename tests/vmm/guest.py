@@ -261,6 +261,15 @@ class Guest:
         raise self.error("the VMM has no memory file")
 
 
+def await_gone(guest: Guest, name: str) -> None:
+    """Waits until the guest has let a device go."""
+    deadline = time.monotonic() + PATIENCE_S
+    while name in guest.calls("GET", "vm.info")["device_tree"]:
+        if time.monotonic() > deadline:
+            raise guest.error(f"{name} stays in the tree of devices")
+        guest.pump(0.2)
+
+
 def write_initramfs(path: str, base: str, work: str) -> None:
     """The kernel's initial ramdisk with the guest's script behind it."""
     from rootvisor.boot.cpio import CpioWriter

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from .registers import DEVICE_FS
+from .vhost import VhostError
 from .vhost_user import VhostUserDevice
 
 _TAG_BYTES = 36
@@ -25,8 +26,9 @@ class Fs(VhostUserDevice):
         fd: socket connected to the backend (Debian 12: /usr/lib/qemu/virtiofsd, later the Rust virtiofsd).
         tag: the name to mount by, at most 36 bytes.
 
-    A restored guest finds another virtiofsd, which knows nothing of the files that it had open: every access gives EIO
-    until the file system is mounted anew.
+    A restored guest finds another virtiofsd, which knows nothing of the files that the guest knows: it would answer
+    with errors, and where it has given the same number to another file, with that. So the state of a device through
+    which anything was mounted is not to be had (`VhostError`).
 
     Raises `ValueError` for a tag that does not fit, `VhostUserError` when the backend does not answer.
     """
@@ -40,3 +42,13 @@ class Fs(VhostUserDevice):
         sizes = [_HIGH_PRIORITY_QUEUE_SIZE] + [_REQUEST_QUEUE_SIZE] * request_queues
         super().__init__(name, fd, sizes, backend="virtiofsd")
         self.config = _CONFIG.pack(raw, request_queues)
+        self._tag = tag
+
+    def save(self) -> dict[str, object]:
+        """Nothing, if nothing was mounted; VhostError otherwise."""
+        if self.has_served():
+            raise VhostError(
+                f"the guest has mounted the shared folder {self._tag}, and what virtiofsd knows of its files cannot be "
+                "kept; unmount it and remove the device (vm.remove-device) first"
+            )
+        return super().save()

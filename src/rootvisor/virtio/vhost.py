@@ -142,6 +142,14 @@ class VhostDevice(VirtioDevice):
             return super().save_ring(queue)
         return [self._bases[queue.index]] if queue.index in self._bases else []
 
+    def has_served(self) -> bool:
+        """Whether the driver has given the backend anything to do since it took the device into use; while paused."""
+        return any(base != self._initial_base for base in self._bases.values())
+
+    @property
+    def _initial_base(self) -> int:
+        return _PACKED_START if self.driver_features & F_RING_PACKED else 0
+
     def restore_ring(self, queue: Queue, position: list[int]) -> None:
         """Where the backend will start."""
         if self.serves(queue.index):
@@ -165,10 +173,9 @@ class VhostDevice(VirtioDevice):
         index = queue.index
         if index >= self._rings or index in self._running:
             return
-        initial = _PACKED_START if self.driver_features & F_RING_PACKED else 0
         self._running.add(index)
         try:
-            self.start_ring(queue, self._bases.get(index, initial))
+            self.start_ring(queue, self._bases.get(index, self._initial_base))
             if index in self._bases:
                 # A kick may have been lost while nobody listened.
                 os.eventfd_write(queue.kick_fd, 1)

@@ -17,6 +17,7 @@ import pytest
 
 from rootvisor.virtio.fs import Fs
 from rootvisor.virtio.registers import F_VERSION_1
+from rootvisor.virtio.vhost import VhostError
 from tests.unit.virtio.guest_side import Guest, wait_until
 
 FUSE_LOOKUP, FUSE_INIT, FUSE_OPEN, FUSE_READ = 1, 26, 14, 15
@@ -115,6 +116,27 @@ def test_file_of_the_host_is_read_through_virtiofsd(daemon: Daemon) -> None:
         guest.write(20, 1, 0)
     guest.close()
     wait_until(lambda: daemon.process.poll() is not None)
+
+
+def test_state_is_to_be_had_before_anything_is_mounted_only(daemon: Daemon) -> None:
+    guest = Guest(Fs(daemon.socket.detach(), "shared"))
+    guest.start(F_VERSION_1, (128, 512))
+    guest.function.pause()
+    assert guest.function.save()
+    guest.function.resume()
+    Fuse(guest).call(FUSE_INIT, 0, struct.pack("<IIII", 7, 31, 0, 0), 256)
+    guest.function.pause()
+    with pytest.raises(
+        VhostError, match=r"has mounted the shared folder shared, .*vm\.remove-device"
+    ) as caught:
+        guest.function.save()
+    assert "\n" not in str(caught.value)
+    guest.function.resume()
+    guest.write(20, 1, 0)  # another kernel, which has mounted nothing yet
+    guest.start(F_VERSION_1, (128, 512))
+    guest.function.pause()
+    assert guest.function.save()
+    guest.close()
 
 
 def test_death_of_virtiofsd_is_noticed(daemon: Daemon) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import time
+from shutil import rmtree
 
-from tests.vmm.guest import FOLDER, Guest
+from tests.vmm.guest import FOLDER, Guest, await_gone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +26,56 @@ def test_restored_guest_of_two_processors_goes_on_where_it_was(job: Job) -> None
     _cycles(job, 2, CYCLES)
 
 
+def test_shared_folder_that_was_mounted_is_in_no_snapshot(job: Job) -> None:
+    """Not mounted yet, mounted, and added again to a restored guest."""
+    folder = f"{FOLDER}/shared"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/file", "w") as file:
+        file.write("from the root\n")
+    mounting = 'mount -t virtiofs share /mnt && read -r line </mnt/file && echo "guest: mounted $line"\n'
+    work = f"""\
+echo "guest: ready"; read -r word
+{mounting}read -r word
+umount /mnt; echo "guest: unmounted"; read -r word
+{mounting}umount /mnt
+"""
+    share = {"id": "share", "tag": "share", "path": folder}
+    with Guest(job, work, "--fs", f"id=share,tag=share,path={folder}", kernel="mshv-elf", api=True) as guest:
+        guest.hears("ready")
+        _snapshot(guest, "before")
+    with _restored(job, "before") as guest:
+        guest.types(b"go\n")
+        assert guest.hears("mounted") == "from the root"
+        guest.calls("PUT", "vm.pause")
+        body = {"destination_url": f"file://{FOLDER}/while"}
+        reasons = guest.calls("PUT", "vm.snapshot", body, expect=5)
+        assert "has mounted the shared folder share" in str(reasons), reasons
+        guest.calls("PUT", "vm.resume")
+        guest.types(b"go\n")
+        guest.hears("unmounted")
+        guest.calls("PUT", "vm.remove-device", {"id": "share"})
+        await_gone(guest, "share")
+        _snapshot(guest, "after")
+    with _restored(job, "after") as guest:
+        guest.calls("PUT", "vm.add-fs", share)
+        guest.types(b"go\n")
+        assert guest.hears("mounted") == "from the root"
+        guest.ends()
+
+
+def _snapshot(guest: Guest, name: str) -> None:
+    rmtree(f"{FOLDER}/{name}", ignore_errors=True)
+    guest.calls("PUT", "vm.pause")
+    guest.calls("PUT", "vm.snapshot", {"destination_url": f"file://{FOLDER}/{name}"})
+    guest.kill()
+
+
+def _restored(job: Job, name: str) -> Guest:
+    return Guest(job, "", "--restore", f"source_url=file://{FOLDER}/{name},resume=true", boot=False, api=True)
+
+
 def _cycles(job: Job, cpus: int, count: int) -> None:
     """A chain of numbers, each of the ones before it, that a reference computes too: nothing may be missing."""
-    from shutil import rmtree
-
     os.makedirs(FOLDER, exist_ok=True)
     disk = f"{FOLDER}/work.raw"
     with open(disk, "wb") as file:
