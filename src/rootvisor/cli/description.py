@@ -42,7 +42,7 @@ class KernelImage:
     """A kernel found on this machine: a bzImage or ELF file, and the ELF `vmlinux` beside it if any.
 
     `modules` is the folder of its modules (None for a kernel that needs none); only the initial ramdisk uses
-    it.
+    it. `multiboot`: no Linux, but a bare-metal kernel by the multiboot specification.
     """
 
     image: str
@@ -50,6 +50,7 @@ class KernelImage:
     name: str
     version: str
     modules: str | None = None
+    multiboot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class RunOptions:
     report: str | None = None
     watch_deposits: bool = False
     command: tuple[str, ...] | None = None
+    role: str = "root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class RunDescription:
     watch_deposits: bool = False
     verbose: bool = False
     file_server: tuple[str, ...] | None = None
+    role: str = "root"
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -116,7 +119,9 @@ class RunDescription:
                 "vmlinux": self.kernel.vmlinux,
                 "name": self.kernel.name,
                 "version": self.kernel.version,
+                "multiboot": self.kernel.multiboot,
             },
+            "role": self.role,
             "initrds": list(self.initrds),
             "append": self.append,
             "vps": self.vps,

@@ -35,6 +35,10 @@ EXIT_STATUSES: tuple[tuple[str, str], ...] = (
         str(OWN_FAILURE),
         "Rootvisor itself failed, or this machine lacks something; the message says what mends it",
     ),
+    (
+        "odd",
+        "a bare-metal kernel's, 2 N + 1 for the value N that it wrote to its exit port 0xF4 (QEMU's convention)",
+    ),
     ("126-255", "CMD's own exit status, as a shell gives it (127: not found, 128+N: killed by signal N)"),
     (str(USAGE), "the command line is wrong"),
     (str(INTERRUPTED), "Ctrl-C"),

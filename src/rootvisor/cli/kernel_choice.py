@@ -9,6 +9,7 @@ from pathlib import Path
 from rootvisor import kernels
 from rootvisor.boot.errors import BootError
 from rootvisor.boot.kernel import ELF, probe_kernel
+from rootvisor.boot.multiboot import is_multiboot
 from rootvisor.cli.description import KernelImage
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.output import Progress
@@ -19,14 +20,17 @@ NAMES = ("mshv", "stock")
 DEFAULT = "mshv"
 
 
-def choose_kernel(wanted: str | None, *, progress: Progress, build: bool) -> KernelImage:
+def choose_kernel(
+    wanted: str | None, *, progress: Progress, build: bool, bare_metal: bool = False
+) -> KernelImage:
     """The kernel for `--kernel`; builds or fetches a named one that is not on this machine when `build` is true.
 
-    Without `build` such a kernel has an empty image path. `UserError` when there is none.
+    Without `build` such a kernel has an empty image path. `UserError` when there is none, and for a multiboot
+    kernel unless `bare_metal` allows one.
     """
     name = wanted or DEFAULT
     if name not in NAMES:
-        return _from_path(name, build)
+        return _from_path(name, build, bare_metal)
     kernel = found_kernel(name)
     if kernel is not None:
         return kernel
@@ -92,9 +96,15 @@ def kernel_error(error: kernels.KernelError) -> UserError:
     return UserError(error.message, error.mend)
 
 
-def _from_path(text: str, build: bool) -> KernelImage:
+def _from_path(text: str, build: bool, bare_metal: bool) -> KernelImage:
     """A kernel image that the user named. With `build` its ELF image, which starts faster, is taken out of it."""
     path = os.path.abspath(text)
+    if is_multiboot(path):
+        if not bare_metal:
+            raise usage_error(
+                f"{text} is no Linux but a multiboot kernel", f"rootvisor run --as guest --kernel {text}"
+            )
+        return KernelImage(image=path, vmlinux=None, name=os.path.basename(path), version="", multiboot=True)
     try:
         facts = probe_kernel(path)
     except BootError as error:

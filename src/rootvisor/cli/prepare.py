@@ -11,12 +11,13 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rootvisor.boot.multiboot import is_multiboot
 from rootvisor.cli.description import CommandRequest, Disk, RunDescription, RunOptions
 from rootvisor.cli.engine import EngineChoice, choose_engine
 from rootvisor.cli.errors import UserError, usage_error
-from rootvisor.cli.kernel_choice import choose_kernel
+from rootvisor.cli.kernel_choice import NAMES, choose_kernel
 from rootvisor.cli.output import Progress, format_bytes
 
 _LIVE_ENVIRONMENT = frozenset(
@@ -90,6 +91,8 @@ def prepare(
     """
     standard = standard if standard is not None else Standard.of_process()
     environment = environment if environment is not None else os.environ
+    bare_metal = options.kernel is not None and options.kernel not in NAMES and is_multiboot(options.kernel)
+    options = _for_role(options, bare_metal)
     rootfs, rootfs_path = _rootfs(options)
     _check_memory(options.memory_bytes)
     initrds = () if options.initrd is None else (_readable_file("--initrd", options.initrd),)
@@ -110,7 +113,7 @@ def prepare(
         console_log = _writable_file("--console", console_log)
     engine = choose_engine(options.engine)
     file_server = None if rootfs_path is None else _file_server(rootfs_path, engine.name)
-    kernel = choose_kernel(options.kernel, progress=progress, build=build)
+    kernel = choose_kernel(options.kernel, progress=progress, build=build, bare_metal=options.role == "guest")
     if build and engine.name == "appliance":  # which boots this one: it is fetched before anything is started
         choose_kernel("stock", progress=progress, build=True)
     description = RunDescription(
@@ -122,9 +125,9 @@ def prepare(
         rootfs=rootfs,
         rootfs_path=rootfs_path,
         command=None
-        if options.initrd is not None
+        if options.initrd is not None or bare_metal
         else user_command(options.command, rootfs, standard, environment),
-        tty=standard.terminal,
+        tty=standard.terminal and not bare_metal,
         disks=disks,
         devices=_devices(options, rootfs, disks),
         scheduler=options.scheduler,
@@ -136,8 +139,30 @@ def prepare(
         watch_deposits=options.watch_deposits,
         verbose=options.verbose,
         file_server=file_server,
+        role=options.role,
     )
-    return RunPlan(engine, description, agent=options.initrd is None, debug=options.debug)
+    agent = options.initrd is None and not bare_metal
+    return RunPlan(engine, description, agent=agent, debug=options.debug)
+
+
+def _for_role(options: RunOptions, bare_metal: bool) -> RunOptions:
+    """The options as they apply to a guest without a root, and to one that is no Linux."""
+    if options.role == "root":
+        return options
+    if options.watch_deposits:
+        raise usage_error("--watch-deposits is about a root partition", "leave it out, or --as guest")
+    if options.scheduler != "hypervisor":
+        raise usage_error("--scheduler root is about a root partition", "leave it out, or --as guest")
+    if not bare_metal:
+        return options
+    if options.command:
+        raise usage_error(
+            f"CMD needs Linux, and {options.kernel} is a multiboot kernel",
+            "give its arguments with --append",
+        )
+    if options.disks:
+        raise usage_error("--disk needs Linux, and a multiboot kernel is none", "leave it out")
+    return replace(options, rootfs="none", devices=())
 
 
 def _rootfs(options: RunOptions) -> tuple[str | None, str | None]:

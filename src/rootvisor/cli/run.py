@@ -29,6 +29,11 @@ _EXAMPLES = (
         "rootvisor run --kernel stock --vps 4 --memory 2G -- nproc",
     ),
     ("A kernel of your own, with its log", "rootvisor run --kernel arch/x86/boot/bzImage --console stderr"),
+    ("An ordinary Hyper-V guest instead of the root", "rootvisor run --as guest -- uname -a"),
+    (
+        "A bare-metal test kernel (multiboot); its exit port gives the status",
+        "rootvisor run --as guest --vps 2 --kernel x86/hyperv_synic.flat",
+    ),
     ("A raw disk image", "rootvisor run --disk path=disk.img -- lsblk"),
     (
         "Every hypercall and synthetic MSR of a boot",
@@ -67,6 +72,15 @@ _EXAMPLES = (
 )
 @option(
     "--append", group=_SOFTWARE, type=types.APPEND, default="", help="More words for the kernel command line."
+)
+@option(
+    "--as",
+    "role",
+    group=_PARTITION,
+    type=click.Choice(["root", "guest"]),
+    default="root",
+    show_default=True,
+    help="What the kernel runs as: the root partition, or an ordinary partition without /dev/mshv.",
 )
 @vps_option(1, group=_PARTITION)
 @option(
@@ -158,7 +172,7 @@ def run(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Boot Linux as the root partition of the Microsoft hypervisor.
+    """Boot Linux as the root partition of the Microsoft hypervisor, or as a guest.
 
     With CMD, run it in the root partition: stdin, stdout and stderr pass through unchanged, and its exit
     status is the exit status. Without, open a shell there. Changes to files stay in memory and are gone

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..bus.address_space import MemoryRegion
+    from .computer_vp import ComputerVp
     from .root_partition import RootPartition
-    from .root_vp import RootVp
 
 PAGE = 4096
 _VERBS = {
@@ -84,7 +84,7 @@ class DepositWatch:
             alias.map_file(offset, count * PAGE, region.fd, region.fd_offset + offset, True)
             self.watched.difference_update(range(first, first + count))
 
-    def caught(self, vp: RootVp) -> bool:
+    def caught(self, vp: ComputerVp) -> bool:
         """KVM_RUN of a VP failed with EFAULT; whether it may go on, because a deposited page was to blame."""
         view = _View(self, vp)
         try:
@@ -155,11 +155,11 @@ class _View:
 
     __slots__ = ("memory", "partition", "translations", "u8", "u64", "vcpu")
 
-    def __init__(self, watch: DepositWatch, vp: RootVp) -> None:
+    def __init__(self, watch: DepositWatch, vp: ComputerVp) -> None:
         self.u8 = vp.u8
         self.u64 = vp.u64
         self.vcpu = vp.vcpu
-        self.memory = _Memory(watch, vp.partition)
+        self.memory = _Memory(watch, vp.partition.hypervisor.root)
         self.partition = self
         self.translations = self
 

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory
     from .child_partition import ChildPartition
+    from .guest_partition import GuestPartition
     from .ports import Ports
     from .root_messages import RootMessages
     from .root_scheduler import RootScheduler
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The root partition's id. Not 0 (invalid) and not all ones ("self").
 ROOT_PARTITION_ID = 1
+#: The id of a guest that runs without a root of ours: its parent is not here.
+GUEST_PARTITION_ID = 2
 MAX_VPS = 64
 MAX_LPS = 64
 
@@ -49,6 +52,7 @@ class Hypervisor:
         "_next_id",
         "_ports",
         "deposited",
+        "guest",
         "kvm",
         "lock",
         "logical_processors",
@@ -77,7 +81,10 @@ class Hypervisor:
         self.max_vps = MAX_VPS
         self.max_lps = MAX_LPS
         self.partitions: dict[int, Partition] = {}
-        self.root: RootPartition
+        #: None in a hypervisor that has a guest instead
+        self.root: RootPartition = None  # type: ignore[assignment]
+        #: a guest in place of a root
+        self.guest: GuestPartition | None = None
         #: ids are never used again: messages carry them
         self._next_id = ROOT_PARTITION_ID + 1
         #: every page of the root that is in some pool, and those that went with a partition
@@ -97,6 +104,14 @@ class Hypervisor:
         partition = RootPartition(self, ROOT_PARTITION_ID, memory, owned)
         self.partitions[partition.id] = partition
         self.root = partition
+        return partition
+
+    def create_guest(self, memory: GuestMemory, vps: int, address_bits: int) -> GuestPartition:
+        """An ordinary partition on ``memory``, in place of a root; there are no others then."""
+        from .guest_partition import GuestPartition
+
+        self.guest = partition = GuestPartition(self, GUEST_PARTITION_ID, memory, vps, address_bits)
+        self.partitions[partition.id] = partition
         return partition
 
     def create_child(
@@ -155,7 +170,8 @@ class Hypervisor:
 
     def children(self) -> list[ChildPartition]:
         """All children there are."""
-        return [partition for partition in self.partitions.values() if partition is not self.root]  # type: ignore[misc]
+        first = self.guest if self.guest is not None else self.root
+        return [partition for partition in self.partitions.values() if partition is not first]  # type: ignore[misc]
 
     def stop_children(self) -> None:
         """Ends the threads of all children's VPs; the root's have ended."""

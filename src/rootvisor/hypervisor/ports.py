@@ -189,6 +189,9 @@ class Ports:
                 _child(partition).doorbells.remove(bell)
 
     def _kill(self, port: Port) -> None:
+        if self._hypervisor.guest is not None:
+            port.alive = False
+            return
         hub = self._hypervisor.messages
         with hub.lock:
             port.alive = False

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from .overlay import OverlayPage
     from .root_messages import Outlet
+    from .synthetic_timers import SyntheticTimer
 
 #: Messages that wait for one SINT's slot before posters get INSUFFICIENT_BUFFERS (TLFS: 16 per port).
 QUEUE_LIMIT = 16
@@ -26,8 +27,8 @@ class Synic:
     """
 
     __slots__ = (
-        "_fence", "_interrupt", "_lock", "_queued", "_queues", "notify_sints", "outlet", "scontrol", "siefp", "simp",
-        "sints", "sirbp",
+        "_fence", "_interrupt", "_lock", "_queued", "_queues", "_timers", "mirror", "notify_sints", "outlet",
+        "scontrol", "siefp", "simp", "sints", "sirbp",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,10 @@ class Synic:
         self.outlet: Outlet | None = None
         self._queues: list[list[bytes]] = [[] for _ in range(messages.SINT_COUNT)]
         self._queued = 0
+        #: timers whose message waits, by SINT; each brings its own buffer
+        self._timers: list[list[SyntheticTimer]] = [[] for _ in range(messages.SINT_COUNT)]
+        #: told of every new value of a SINT: KVM's local APIC has to know of automatic EOI
+        self.mirror: Callable[[int, int], None] | None = None
         self._interrupt = interrupt
         self._lock = allocate_lock()
         #: taking a lock is a full memory barrier; nobody ever waits for this one
@@ -54,12 +59,15 @@ class Synic:
         self.scontrol = value
         if self.outlet is not None:
             self.outlet.changed()
+        self._retry_timers()
 
     def write_sint(self, sint: int, value: int) -> None:
         """An unmasked vector below 16 is refused (TLFS "SINTx registers")."""
         if not value & msrs.SINT_MASKED and value & msrs.SINT_VECTOR < 16:
             raise GeneralProtection
         self.sints[sint] = value
+        if self.mirror is not None:
+            self.mirror(sint, value)
         if self.outlet is not None:
             self.outlet.changed()
 
@@ -69,6 +77,8 @@ class Synic:
             self.outlet.write_page(page, value)
         else:
             page.write(value)
+        if page is self.simp:
+            self._retry_timers()
 
     # --- messages -------------------------------------------------------------------------------------------------
     def accepts_messages(self) -> bool:
@@ -117,6 +127,27 @@ class Synic:
                 raise HvError(status.OBJECT_IN_USE)
             self._place(sint, message, False)
 
+    def post_timer(self, timer: SyntheticTimer) -> None:
+        """Places an expired timer's message, now or when the SynIC is on and the slot free."""
+        with self._lock:
+            self._timers[timer.sint].append(timer)
+            self._queued += 1
+            if self.accepts_messages():
+                self._deliver(timer.sint)
+
+    def withdraw_timer(self, timer: SyntheticTimer) -> None:
+        """The timer was stopped or set anew: its message is not to come any more."""
+        with self._lock:
+            for waiting in self._timers:
+                if timer in waiting:
+                    waiting.remove(timer)
+                    self._queued -= 1
+
+    def _retry_timers(self) -> None:
+        """The SynIC may have come on: timers that expired before it have their messages."""
+        if self._queued and self.outlet is None:
+            self.end_of_message()
+
     def end_of_message(self) -> None:
         """EOM: every SINT whose slot is free gets its next message."""
         if self.outlet is not None:
@@ -124,8 +155,8 @@ class Synic:
         if not self._queued or not self.accepts_messages():
             return  # what waits is kept
         with self._lock:
-            for sint, queue in enumerate(self._queues):
-                if queue:
+            for sint in range(messages.SINT_COUNT):
+                if self._queues[sint] or self._timers[sint]:
                     self._deliver(sint)
 
     def take_deliverable(self) -> int:
@@ -163,11 +194,11 @@ class Synic:
 
     def _deliver(self, sint: int) -> None:
         """Moves the head of the queue into a free slot. Called with the lock held."""
-        queue = self._queues[sint]
-        if queue and not self._occupied(sint):
-            message = queue.pop(0)
+        queue, timers = self._queues[sint], self._timers[sint]
+        if (queue or timers) and not self._occupied(sint):
+            message = queue.pop(0) if queue else timers.pop(0).message()
             self._queued -= 1
-            self._place(sint, message, bool(queue))
+            self._place(sint, message, bool(queue or timers))
 
     def _place(self, sint: int, message: bytes, more: bool) -> None:
         page = self.simp.view
@@ -205,6 +236,11 @@ class Synic:
         self._raise(sint)
         return True
 
+    def signal_sint(self, sint: int) -> None:
+        """Raises a SINT without a message or flag, as a device of the hypervisor's own may."""
+        if self.scontrol & 1:
+            self._raise(sint)
+
     def _raise(self, sint: int) -> None:
         value = self.sints[sint]
         if not value & (msrs.SINT_MASKED | msrs.SINT_POLLING):
@@ -218,6 +254,9 @@ class Synic:
             for sint in range(messages.SINT_COUNT):
                 self.sints[sint] = msrs.SINT_MASKED
                 self._queues[sint].clear()
+                self._timers[sint].clear()
+                if self.mirror is not None:
+                    self.mirror(sint, msrs.SINT_MASKED)
             self._queued = 0
         for page in (self.simp, self.siefp, self.sirbp):
             page.disable()

@@ -6,6 +6,8 @@ Absent functions raise #GP. Values are 64 bit.
 
 from __future__ import annotations
 
+from time import clock_gettime_ns
+
 from ..kvm.abi import MSR_TSC
 from ..tlfs import msrs, privileges
 from .errors import GeneralProtection
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .overlay import OverlayPage
+    from .synthetic_timers import SyntheticTimer
     from .vp import VirtualProcessor
 
     Read = Callable[[], int]
@@ -28,6 +31,11 @@ _X2APIC_ICR = 0x830
 _ICR_BUSY = 1 << 12
 _CRASH_CAPABILITIES = msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE
 _CRASH_MESSAGE_MAX = 4096
+#: Registers for migration, and their bits that are not reserved.
+_REENLIGHTENMENT = {
+    msrs.REENLIGHTENMENT_CONTROL: 0xFFFFFFFF_000100FF,
+    msrs.TSC_EMULATION_CONTROL: 1,
+}
 
 
 def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
@@ -42,6 +50,8 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
         table[msrs.VP_INDEX] = (lambda: vp.index), None
     if granted & privileges.ACCESS_RESET_REG:
         table[msrs.RESET] = (lambda: 0), _write_reset(vp)
+    if granted & privileges.ACCESS_VP_RUNTIME:
+        table[msrs.VP_RUNTIME] = (lambda: clock_gettime_ns(vp.cpu_clock) // 100), None
     if granted & privileges.ACCESS_PARTITION_REFERENCE_COUNTER:
         table[msrs.TIME_REF_COUNT] = (lambda: partition.reference_time.at(vp.vcpu.get_msr(MSR_TSC))), None
     if granted & privileges.ACCESS_PARTITION_REFERENCE_TSC:
@@ -56,13 +66,43 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
         table[msrs.VP_ASSIST_PAGE] = (lambda: vp.assist_page.value), _write_assist_page(vp)
     if granted & privileges.ACCESS_SYNIC_REGS:
         table.update(_synic_msrs(vp))
+    if granted & privileges.ACCESS_SYNTHETIC_TIMER_REGS:
+        for timer in vp.timers:
+            at = msrs.STIMER0_CONFIG + timer.index * 2
+            table[at], table[at + 1] = _timer_msrs(timer)
+    if granted & privileges.ACCESS_GUEST_IDLE_REG and partition.features & privileges.FEATURE_GUEST_IDLE:
+        table[msrs.GUEST_IDLE] = vp.idle, None
     if partition.features & privileges.FEATURE_CRASH_MSRS:
         for number in range(5):
             table[msrs.CRASH_P0 + number] = _crash_parameter(vp, number)
         table[msrs.CRASH_CTL] = (lambda: _CRASH_CAPABILITIES), _write_crash_control(vp)
+    if granted & privileges.ACCESS_REENLIGHTENMENT_CONTROLS:
+        stored = partition.reenlightenment
+        for index, kept in _REENLIGHTENMENT.items():
+            table[index] = _stored(stored, index, kept)
+        table[msrs.TSC_EMULATION_STATUS] = (lambda: 0), _write_tsc_emulation_status
     if granted & privileges.ACCESS_TSC_INVARIANT_CONTROLS:
         table[msrs.TSC_INVARIANT_CONTROL] = (lambda: partition.tsc_invariant), _write_tsc_invariant(vp)
     return table
+
+
+def _timer_msrs(timer: SyntheticTimer) -> tuple[Accessors, Accessors]:
+    return ((lambda: timer.config), timer.write_config), ((lambda: timer.count), timer.write_count)
+
+
+def _stored(registers: dict[int, int], index: int, kept: int) -> Accessors:
+    """A register of the partition that is stored and has no effect here: nobody migrates it."""
+
+    def write(value: int) -> None:
+        registers[index] = value & kept
+
+    return (lambda: registers.get(index, 0)), write
+
+
+def _write_tsc_emulation_status(value: int) -> None:
+    """TSC emulation is never in progress; a guest may clear the bit only."""
+    if value:
+        raise GeneralProtection
 
 
 def _synic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
@@ -139,7 +179,10 @@ def _write_reference_tsc(vp: VirtualProcessor) -> Write:
 
 def _write_assist_page(vp: VirtualProcessor) -> Write:
     def write(value: int) -> None:
+        enabled = vp.assist_page.enabled
         vp.assist_page.write(value)
+        if value & msrs.PAGE_ENABLE and not enabled:
+            vp.assist_page.view[0:4] = bytes(4)  # no EOI is left out; the rest may have been migrated
         outlet = vp.synic.outlet
         if value & msrs.PAGE_ENABLE and outlet is not None:
             outlet.came_online()  # the sign of a CPU that begins anew: see event_rings

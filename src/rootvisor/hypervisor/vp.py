@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..trace.sink import Sink
     from .overlay import OverlayPage
     from .partition import Partition
+    from .synthetic_timers import SyntheticTimer
 
 _UNDEFINED_OPCODE = 6
 #: Pages of operands that a VP remembers.
@@ -56,6 +57,7 @@ class VirtualProcessor:
         "stopping",
         "synic",
         "thread_id",
+        "timers",
         "trace",
         "u8",
         "u64",
@@ -91,6 +93,8 @@ class VirtualProcessor:
         self.thread_id = 0
         self.assist_page, simp, siefp, sirbp = pages
         self.synic = Synic(simp, siefp, sirbp, self.interrupt)
+        #: those with synthetic timers bring them
+        self.timers: tuple[SyntheticTimer, ...] = ()
         self._msrs = synthetic_msrs(self)
         vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS
 
@@ -121,6 +125,10 @@ class VirtualProcessor:
             except RuntimeError:
                 pass  # the thread was ended meanwhile
         self.waking.clear()
+
+    def idle(self) -> int:
+        """Read of GUEST_IDLE, where it is offered: returns 0 when an interrupt is pending."""
+        raise NotImplementedError
 
     # --- the thread -----------------------------------------------------------------------------------------------
     def thread(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the root partition's computer: memory, kernel, tables, processors, and the board's fixed devices.
+"""Builds a partition's computer, the root's or a lone guest's: memory, kernel, tables, processors, the board's devices.
 
 What is plugged in (virtio functions) is the business of :mod:`.devices`.
 """
@@ -32,6 +32,8 @@ from .pci_platform import PartitionPlatform, pci_device_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..chips.debug_exit import DebugExit
+    from ..hypervisor.computer_partition import ComputerPartition
     from ..hypervisor.hypervisor import Hypervisor
     from ..pci.function import PciFunction
 
@@ -42,12 +44,16 @@ _CONFIG_SPACE_SLOT = 2
 
 
 class Computer:
-    """The machine around one root partition. :meth:`load` needs the PCI functions to be in place."""
+    """The machine around one partition: the root, or with ``guest`` an ordinary one in its place.
+
+    :meth:`load` needs the PCI functions to be in place.
+    """
 
     __slots__ = (
         "_config_space",
         "_ecam",
         "_memory",
+        "debug_exit",
         "layout",
         "partition",
         "pci",
@@ -58,14 +64,21 @@ class Computer:
     )
 
     def __init__(
-        self, hypervisor: Hypervisor, memory_bytes: int, vps: int, serial_output: int | None
+        self,
+        hypervisor: Hypervisor,
+        memory_bytes: int,
+        vps: int,
+        serial_output: int | None,
+        guest: bool = False,
     ) -> None:
         bits = 40
         for leaf, _index, _flags, eax, _ebx, _ecx, _edx in hypervisor.kvm.supported_cpuid():
             if leaf == 0x80000008:
                 bits = eax & 0xFF
-        owned = OwnedPages.needed(vps) + _SPARE_OWNED_PAGES
+        owned = 0 if guest else OwnedPages.needed(vps) + _SPARE_OWNED_PAGES
         self.vps = vps
+        #: the port through which a bare-metal kernel ends the run, if it is one
+        self.debug_exit: DebugExit | None = None
         self.layout = layout = MemoryMap(memory_bytes, bits, owned)
         self._memory = SharedMemory("ram", memory_bytes)
         view = self._memory.view
@@ -83,12 +96,19 @@ class Computer:
                 )
             )
         memory = GuestMemory(tuple(regions))
-        self.partition = partition = hypervisor.create_root(memory, (layout.owned_gpa, owned))
+        partition: ComputerPartition
+        if guest:
+            partition = hypervisor.create_guest(memory, vps, bits)
+        else:
+            partition = hypervisor.create_root(memory, (layout.owned_gpa, owned))
+            partition.vm.set_memory(0, 0, layout.low, self._memory.address)
+            if layout.high:
+                partition.vm.set_memory(
+                    1, memory_map.HIGH_RAM_START, layout.high, self._memory.address + layout.low
+                )
+            write_page(partition.hypercall_page.view)
+        self.partition = partition
         vm = partition.vm
-        vm.set_memory(0, 0, layout.low, self._memory.address)
-        if layout.high:
-            vm.set_memory(1, memory_map.HIGH_RAM_START, layout.high, self._memory.address + layout.low)
-        write_page(partition.hypercall_page.view)
         self.platform = PartitionPlatform(partition)
         self.pci = PciRoot(
             self.platform,
@@ -144,21 +164,7 @@ class Computer:
             kernel=kernel,
             initrds=initrds,
             command_line=command_line,
-            acpi=AcpiConfig(
-                apic_ids=list(range(self.vps)),
-                ioapic_id=memory_map.IOAPIC_ID,
-                ioapic_gpa=memory_map.IOAPIC,
-                sci_gsi=SCI_GSI,
-                pm1_event_port=PM1_EVENT,
-                pm1_control_port=PM1_CONTROL,
-                pm_timer_port=PM_TIMER,
-                reset=(RESET_PORT, RESET_VALUE),
-                ecam=(memory_map.ECAM, 1),
-                io_window=memory_map.IO_WINDOW,
-                mmio32=memory_map.MMIO32,
-                mmio64=layout.mmio64,
-                serial=COM1,
-            ),
+            acpi=self._acpi(),
         )
         partition.create_vps(self.vps, xsave)
         vcpu = partition.vps[0].vcpu
@@ -171,6 +177,51 @@ class Computer:
             efer=entry.efer,
         )
         vcpu.set_regs(rip=entry.rip, rsi=entry.rsi, rflags=entry.rflags)
+
+    def load_bare_metal(self, kernel: str, modules: list[str], command_line: str, xsave: bool) -> None:
+        """A kernel by the multiboot specification, with the devices that test kernels expect.
+
+        Raises BootError for files or sizes that do not work.
+        """
+        from ..boot.acpi import build_acpi
+        from ..boot.multiboot import BOOTED, CR0, SEGMENTS, load_multiboot, name_of
+        from ..chips import debug_exit, fw_cfg
+        from . import synic_test_device
+
+        partition = self.partition
+        self.pci.assign_bars()
+        self._ecam.follow()
+        ports = partition.ports
+        self.debug_exit = debug_exit.DebugExit(partition.end)
+        ports.add(debug_exit.PORT, 4, self.debug_exit)
+        ports.add(fw_cfg.PORT, 2, fw_cfg.FirmwareConfiguration(self.layout.size, self.vps))
+        ports.add(synic_test_device.PORT, 4, synic_test_device.SynicTestDevice(partition))
+        low = self._memory.view[: self.layout.low]
+        words = f"{name_of(kernel)} {command_line}".rstrip()
+        entry = load_multiboot(low, self.layout, kernel=kernel, modules=modules, command_line=words)
+        tables = build_acpi(self._acpi(), memory_map.ACPI_TABLES)
+        low[memory_map.ACPI_TABLES : memory_map.ACPI_TABLES + len(tables)] = tables
+        partition.create_vps(self.vps, xsave)
+        vcpu = partition.vps[0].vcpu
+        vcpu.set_sregs(SEGMENTS, {"gdt": (0, 0), "idt": (0, 0)}, cr0=CR0, cr3=0, cr4=0, efer=0)
+        vcpu.set_regs(rip=entry.rip, rax=BOOTED, rbx=entry.ebx, rflags=2)
+
+    def _acpi(self) -> AcpiConfig:
+        return AcpiConfig(
+            apic_ids=list(range(self.vps)),
+            ioapic_id=memory_map.IOAPIC_ID,
+            ioapic_gpa=memory_map.IOAPIC,
+            sci_gsi=SCI_GSI,
+            pm1_event_port=PM1_EVENT,
+            pm1_control_port=PM1_CONTROL,
+            pm_timer_port=PM_TIMER,
+            reset=(RESET_PORT, RESET_VALUE),
+            ecam=(memory_map.ECAM, 1),
+            io_window=memory_map.IO_WINDOW,
+            mmio32=memory_map.MMIO32,
+            mmio64=self.layout.mmio64,
+            serial=COM1,
+        )
 
     def close(self) -> None:
         """Frees what the computer holds; the partition is stopped. The hypervisor closes the partition itself."""

@@ -15,7 +15,11 @@ def wants_log(description: dict[str, Any]) -> bool:
 
 def kernel_command_line(description: dict[str, Any]) -> str:
     """Ours first, so that the user's words, which come last, win."""
+    if description["kernel"].get("multiboot"):
+        return str(description["append"])
     words = ["rdinit=/init"]
+    if description.get("role") == "guest":
+        words.append("panic=-1")  # a guest that has reported a crash goes on, and would wait for ever
     if description.get("command") is None:
         words += ["console=ttyS0", "console=hvc0"]
     elif wants_log(description):

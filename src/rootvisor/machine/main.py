@@ -105,11 +105,15 @@ class Machine:
         else:
             serial_output = self._consoles.log_pipe() if wants_log(description) else None
         self._computer = Computer(
-            self._hypervisor, description["memory_bytes"], description["vps"], serial_output
+            self._hypervisor,
+            description["memory_bytes"],
+            description["vps"],
+            serial_output,
+            guest=description.get("role") == "guest",
         )
         partition = self._computer.partition
         if description.get("watch_deposits"):
-            partition.watch_deposits()
+            self._hypervisor.root.watch_deposits()
         if description.get("trace"):
             from ..trace.sink import open_sink
 
@@ -117,6 +121,11 @@ class Machine:
         partition.interrupts.report = self._message_refused
         self._devices = Devices(self._computer, description, self._consoles)
         kernel = description["kernel"]
+        if kernel.get("multiboot"):
+            self._computer.load_bare_metal(
+                kernel["image"], description["initrds"], kernel_command_line(description), xsave
+            )
+            return
         self._computer.load(
             kernel.get("vmlinux") or kernel["image"],
             description["initrds"],
@@ -212,8 +221,12 @@ class Machine:
         self.how = partition.ended
         self._operator.end()
         how = self.how
-        if self._agent_error and how == "poweroff":
+        if how == "reset" and partition.crash_report:
+            how = self.how = "crash"  # a guest reports, and ends by itself
+        if self._agent_error and how == "powerof":
             how = "agent-error"
+        if computer.debug_exit is not None and computer.debug_exit.status is not None:
+            self._command_status = computer.debug_exit.status
         status = exit_status(how, self._command_status)
         self._explain(how)
         if self._trace is not None:
@@ -241,23 +254,23 @@ class Machine:
         assert computer is not None
         partition = computer.partition
         say = sys.stderr.write
+        who = "the guest" if self.description.get("role") == "guest" else "the root partition"
         if how == "crash":
-            say("rootvisor: the root partition crashed; its report:\n")
+            say(f"rootvisor: {who} crashed; its report:\n")
             text = partition.crash_report or bytes(self._consoles.tail)
             say(text.decode("utf-8", "replace").rstrip("\0\n") + "\n")
-            say(f"rootvisor: crash parameters {partition.detail}\n")
+            parameters = " ".join(f"P{n}={value:#x}" for n, value in enumerate(partition.crash_parameters))
+            say(f"rootvisor: crash parameters {parameters}\n")
         elif how == "triple-fault":
-            say(f"rootvisor: the root partition stopped with a triple fault: {partition.detail}\n")
+            say(f"rootvisor: {who} stopped with a triple fault: {partition.detail}\n")
             self._show_tail()
         elif how == "timeout":
             what = "did not end" if self._user_space_at else "did not reach user space"
-            say(
-                f"rootvisor: the root partition {what} in time ({partition.detail}); see --timeout and --verbose\n"
-            )
+            say(f"rootvisor: {who} {what} in time ({partition.detail}); see --timeout and --verbose\n")
             self._show_tail()
         elif how == "reset" and self.description.get("on_reboot") != "restart":
             if self.description.get("verbose"):
-                say(f"rootvisor: the root partition was reset ({partition.detail})\n")
+                say(f"rootvisor: {who} was reset ({partition.detail})\n")
         elif how == "agent-error":
             say(f"rootvisor: {self._agent_error}\n")
         elif how == "host-error":

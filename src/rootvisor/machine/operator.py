@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from select import poll
 
     from ..chips.power import PowerManagement
-    from ..hypervisor.root_partition import RootPartition
+    from ..hypervisor.computer_partition import ComputerPartition
     from ..virtio.console import Console
     from .console_wiring import Consoles
 
@@ -52,7 +52,7 @@ class Operator:
     def begin(
         self,
         waiting: poll,
-        partition: RootPartition,
+        partition: ComputerPartition,
         power: PowerManagement,
         window: Console | None,
         agent_ready: Callable[[], bool],

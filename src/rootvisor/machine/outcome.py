@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..hypervisor.root_partition import RootPartition
+    from ..hypervisor.computer_partition import ComputerPartition
 
 STATUS_TRIPLE_FAULT = 121
 STATUS_RESET = 122
@@ -30,12 +30,12 @@ _STATUS = {
 
 def exit_status(how: str, command_status: int | None) -> int:
     """The status of the run: the command's own if it told one and the partition then powered off."""
-    if how == "poweroff" and command_status is not None:
+    if how in ("poweroff", "exit") and command_status is not None:
         return command_status
     return _STATUS.get(how, STATUS_FAILURE)
 
 
-def totals(partition: RootPartition) -> tuple[dict[str, int], dict[str, int]]:
+def totals(partition: ComputerPartition) -> tuple[dict[str, int], dict[str, int]]:
     """Exits by reason and hypercalls by name, over all VPs."""
     from ..kvm.abi import EXIT_NAMES
     from ..tlfs.hypercalls import call_name
@@ -53,7 +53,7 @@ def totals(partition: RootPartition) -> tuple[dict[str, int], dict[str, int]]:
     return exits, calls
 
 
-def write_report(path: str, partition: RootPartition, facts: dict[str, Any]) -> None:
+def write_report(path: str, partition: ComputerPartition, facts: dict[str, Any]) -> None:
     """Writes the report of the run: ``facts`` and the totals, as JSON."""
     import json
 

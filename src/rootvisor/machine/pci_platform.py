@@ -13,7 +13,7 @@ from ..tlfs.hypercalls import DEVICE_TYPE_PCI
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory, MmioSpace, PortSpace
-    from ..hypervisor.root_partition import RootPartition
+    from ..hypervisor.computer_partition import ComputerPartition
 
 #: GSIs below are IO-APIC pins.
 _FIRST_ROUTE = 24
@@ -109,7 +109,7 @@ class PartitionPlatform:
 
     __slots__ = ("_routed", "partition")
 
-    def __init__(self, partition: RootPartition) -> None:
+    def __init__(self, partition: ComputerPartition) -> None:
         self.partition = partition
         self._routed: list[RemappedVector] = []
         partition.interrupts.changed.append(self._entry_changed)

@@ -18,6 +18,12 @@ MESSAGE_NONE = 0
 EVENT_FLAGS_PER_SINT = 2048
 SINT_COUNT = 16
 
+#: A synthetic timer has expired; both times in the partition's reference time.
+TIMER_EXPIRED = 0x80000010
+TIMER_PAYLOAD = Layout(
+    "hv_timer_message_payload", 24, "timer_index:I", "_:4x", "expiration_time:Q", "delivery_time:Q"
+)
+
 # --- messages of the hypervisor's own to a root VP: slot 0, SINT0 (``mshv_synic.c:mshv_isr``) -------------------------
 #: The SINT that intercepts and everything below come through.
 INTERCEPTION_SINT = 0

@@ -31,7 +31,14 @@ _DESCRIPTION = RunDescription(
 def test_document_has_exactly_the_documented_fields() -> None:
     assert _DESCRIPTION.document() == {
         "version": 1,
-        "kernel": {"image": "/k/bzImage", "vmlinux": "/k/vmlinux", "name": "mshv", "version": "7.3.0"},
+        "kernel": {
+            "image": "/k/bzImage",
+            "vmlinux": "/k/vmlinux",
+            "name": "mshv",
+            "version": "7.3.0",
+            "multiboot": False,
+        },
+        "role": "root",
         "initrds": ["/i/a", "/i/b"],
         "append": "quiet",
         "vps": 2,

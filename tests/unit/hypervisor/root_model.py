@@ -159,6 +159,7 @@ class RootModel:
     def __init__(self, vps: int = 1, enabled: bool = True) -> None:
         self.meeting: Callable[[], None] | None = None
         self.root = Root()
+        self.guest = None
         self.partitions: dict[int, Any] = {1: self.root}
         self.vps = [RootVp(self, index) for index in range(vps)]
         self.root.vps.extend(self.vps)

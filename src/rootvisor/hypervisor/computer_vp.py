@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VP of the root partition: a thread in KVM_RUN, and what each exit means."""
+"""A VP of a partition that has a computer of its own (the root, or a guest): a thread in KVM_RUN, and each exit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..kvm.vcpu import Vcpu
-    from .root_partition import RootPartition
+    from .computer_partition import ComputerPartition
 
     #: handler; unpack_from and size of the input (None, 0 where there is none); pack_into and size of the output
     #: (likewise); whether Hypervisor.lock is held
@@ -33,21 +32,18 @@ if TYPE_CHECKING:
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
-class RootVp(VirtualProcessor):
-    """VP ``index`` of the root: its ports and MMIO are the computer's devices."""
+class ComputerVp(VirtualProcessor):
+    """VP ``index`` of the partition: its ports and MMIO are the computer's devices."""
 
     __slots__ = ()
-    partition: RootPartition
-
-    def __init__(self, partition: RootPartition, index: int, vcpu: Vcpu) -> None:
-        pages = partition.owned_pages
-        super().__init__(partition, index, vcpu, tuple(pages.allocate() for _ in range(4)))
+    partition: ComputerPartition
 
     def _run(self) -> None:
         vcpu = self.vcpu
         u8, u16, u32, u64 = vcpu.u8, vcpu.u16, vcpu.u32, vcpu.u64
         fd = vcpu.fd
         run = abi.KVM_RUN
+        run_vcpu = self._entry()
         exits = self.exits
         ports = self.partition.ports
         writes = ports.writes
@@ -75,7 +71,7 @@ class RootVp(VirtualProcessor):
         readers = self._readers()
         while True:
             try:
-                ioctl(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
+                run_vcpu(fd, run)  # two arguments: a third costs 18 us (contract/kvm-mapping 1.1)
             except InterruptedError:
                 if self.stopping:
                     return
@@ -86,7 +82,7 @@ class RootVp(VirtualProcessor):
             except OSError as error:
                 if self.stopping:
                     return
-                if self._touched_deposit(error):
+                if self._explained(error):
                     continue
                 raise self._run_failed(error) from error
             # Below, the frequent exits do few and always the same operations. What differs between exits costs more
@@ -174,6 +170,10 @@ class RootVp(VirtualProcessor):
                 self._unexpected_exit(reason)
             # Who ended the partition in here has kicked this VP as well: KVM_RUN gives EINTR before the guest runs.
 
+    def _entry(self) -> Callable[[int, int], Any]:
+        """What the run loop calls with the processor's descriptor and KVM_RUN."""
+        return ioctl
+
     def _remember(self, code: int, simple_calls: dict[int, SimpleCall]) -> None:
         """The call that has just been made is made the short way from now on, if it is one for that. A trace sees every
         call, so none is."""
@@ -228,8 +228,8 @@ class RootVp(VirtualProcessor):
             return {}
         return {number: accessors[0] for number, accessors in self._msrs.items() if accessors[0] is not None}
 
-    def _touched_deposit(self, error: OSError) -> bool:
-        """With --watch-deposits: whether the VP met a deposited page, which is told, and may go on."""
+    def _explained(self, error: OSError) -> bool:
+        """KVM_RUN failed; whether the VP may go on. With --watch-deposits: it met a deposited page, which is told."""
         hypervisor = self.partition.hypervisor
         watch = hypervisor.deposited.watch
         if watch is None or error.errno != EFAULT:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overlay pages of a guest with a computer of its own (TLFS "GPA Overlay Pages").
+
+KVM sees the guest's RAM through a mapping of its own, in which an enabled page lies over whatever is underneath: that
+comes back untouched when the page moves or is disabled, and the page's contents travel with it. Where there is no RAM
+the page gets a memory slot. Devices see the RAM underneath (what DMA into an overlay does is undefined).
+"""
+
+from __future__ import annotations
+
+from ..kvm.errors import KvmError
+from ..kvm.memory import SharedMemory
+from ..kvm.reservation import Reservation
+from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
+from .errors import HypervisorError
+from .overlay import PAGE_SIZE, OverlayPage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..bus.address_space import GuestMemory, MemoryRegion
+    from ..kvm.vm import Vm
+
+#: The first memory slot of pages over holes; below are RAM and the computer's own.
+_FIRST_SLOT = 16
+
+
+class GuestOverlay(OverlayPage):
+    """One page with its MSR; ``view`` never changes. It starts disabled, zeroed, with 0 in its MSR."""
+
+    __slots__ = ("_pages", "offset", "writable")
+
+    def __init__(self, pages: GuestOverlayPages, offset: int, view: memoryview, writable: bool) -> None:
+        self._pages = pages
+        self.offset = offset
+        self.view = view
+        #: whether the guest may write to it
+        self.writable = writable
+        self.gpn = self.home = 0
+        self.value = 0
+
+    def write(self, value: int) -> None:
+        """An MSR write: bit 0 enables, 11:1 are kept, 63:12 move the page. A GPA beyond the address space is accepted;
+        the page is then nowhere."""
+        gpn = value >> PAGE_GPN_SHIFT
+        with self._pages.lock:
+            if gpn != self.gpn or bool(value & PAGE_ENABLE) != self.enabled:
+                if self.enabled:
+                    self._pages.hide(self)
+                self.gpn = gpn
+                if value & PAGE_ENABLE:
+                    self._pages.show(self)
+            self.value = value
+
+    def can_move(self, value: int) -> bool:
+        """Whether the page of this MSR value lies in the guest's address space."""
+        return value >> PAGE_GPN_SHIFT < self._pages.gpn_limit
+
+    def disable(self) -> None:
+        """Clears bit 0."""
+        self.write(self.value & ~PAGE_ENABLE)
+
+
+class GuestOverlayPages:
+    """The pages of one guest, ``count`` of them; ``address_bits`` is the width of its GPAs. Its methods (but for
+    :meth:`allocate`) are called with :attr:`lock`."""
+
+    __slots__ = ("_alias", "_next", "_own", "_regions", "_shown", "_slots", "_vm", "gpn_limit", "lock")
+
+    def __init__(self, vm: Vm, memory: GuestMemory, count: int, address_bits: int) -> None:
+        """Gives KVM the other mapping: memory slot n is region n of ``memory``."""
+        from _thread import RLock
+
+        self.lock = RLock()
+        self._vm = vm
+        self._regions = memory.regions
+        self.gpn_limit = 1 << (address_bits - PAGE_GPN_SHIFT)
+        self._own = SharedMemory("overlays", count * PAGE_SIZE)
+        self._next = 0
+        #: page number -> overlays there, the visible one last
+        self._shown: dict[int, list[GuestOverlay]] = {}
+        #: page number -> memory slot of a page over a hole
+        self._slots: dict[int, int] = {}
+        self._alias = [Reservation(region.size) for region in self._regions]
+        for slot, (alias, region) in enumerate(zip(self._alias, self._regions, strict=True)):
+            alias.map_file(0, region.size, region.fd, region.fd_offset, True)
+            vm.set_memory(slot, region.gpa, region.size, alias.address)
+
+    def allocate(self, writable: bool = True) -> GuestOverlay:
+        """The next page, zeroed."""
+        offset = self._next
+        if offset >= self._own.size:
+            raise MemoryError("a guest has no more overlay pages")
+        self._next += PAGE_SIZE
+        return GuestOverlay(self, offset, self._own.view[offset : offset + PAGE_SIZE], writable)
+
+    def visible(self, gpn: int) -> GuestOverlay | None:
+        """The overlay that the guest sees at a page number."""
+        pages = self._shown.get(gpn)
+        return pages[-1] if pages else None
+
+    def _place(self, gpn: int) -> tuple[Reservation, MemoryRegion, int] | None:
+        for alias, region in zip(self._alias, self._regions, strict=True):
+            offset = (gpn << PAGE_GPN_SHIFT) - region.gpa
+            if 0 <= offset < region.size:
+                return alias, region, offset
+        return None
+
+    def show(self, page: GuestOverlay) -> None:
+        """Lays the page over what the guest has at its page number."""
+        if page.gpn >= self.gpn_limit:
+            return
+        self._shown.setdefault(page.gpn, []).append(page)
+        self._put(page.gpn, page)
+
+    def hide(self, page: GuestOverlay) -> None:
+        """Takes it away; another overlay there, or what the guest has, is visible again."""
+        pages = self._shown.get(page.gpn)
+        if pages is None or page not in pages:
+            return
+        pages.remove(page)
+        self._put(page.gpn, pages[-1] if pages else None)
+        if not pages:
+            del self._shown[page.gpn]
+
+    def _put(self, gpn: int, page: GuestOverlay | None) -> None:
+        place = self._place(gpn)
+        if place is None:
+            self._put_over_hole(gpn, page)
+            return
+        alias, region, offset = place
+        try:
+            if page is None:
+                alias.map_file(offset, PAGE_SIZE, region.fd, region.fd_offset + offset, True)
+            else:
+                alias.map_file(offset, PAGE_SIZE, self._own.fd, page.offset, page.writable)
+        except OSError as error:
+            raise HypervisorError(f"cannot map an overlay page: {error.strerror}") from error
+
+    def _put_over_hole(self, gpn: int, page: GuestOverlay | None) -> None:
+        slot = self._slots.pop(gpn, None)
+        if slot is not None:
+            self._vm.set_memory(slot, gpn << PAGE_GPN_SHIFT, 0, 0)
+        if page is None:
+            return
+        if slot is None:
+            used = set(self._slots.values())
+            slot = next(
+                number for number in range(_FIRST_SLOT, _FIRST_SLOT + len(used) + 1) if number not in used
+            )
+        from ..kvm.abi import MEM_READONLY
+
+        try:
+            self._vm.set_memory(
+                slot,
+                gpn << PAGE_GPN_SHIFT,
+                PAGE_SIZE,
+                self._own.address + page.offset,
+                0 if page.writable else MEM_READONLY,
+            )
+        except KvmError:
+            return  # over another slot (the configuration space) or a page of KVM's own: it cannot be seen there
+        self._slots[gpn] = slot
+
+    def close(self) -> None:
+        """The machine is gone."""
+        for alias in self._alias:
+            alias.close()
+        self._own.close()

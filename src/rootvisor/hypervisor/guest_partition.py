@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ordinary partition with a computer of its own: what a Hyper-V guest sees, without a root and a VMM in between."""
+
+from __future__ import annotations
+
+from ..kvm import abi, tsc_offset
+from ..tlfs import cpuid, privileges
+from .computer_partition import ComputerPartition
+from .guest_overlay import GuestOverlayPages
+from .guest_vp import GuestVp
+from .hypercall_abi import write_page
+from .plain_interrupts import PlainInterrupts
+from .synthetic_timers import GuestClock, TimerQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..bus.address_space import GuestMemory
+    from ..kvm.vcpu import Vcpu
+    from .hypervisor import Hypervisor
+
+#: What an ordinary partition may do; the rest is the root's (contract/guest-interface 1.2).
+GUEST_PRIVILEGES = (
+    privileges.ACCESS_VP_RUNTIME
+    | privileges.ACCESS_PARTITION_REFERENCE_COUNTER
+    | privileges.ACCESS_SYNIC_REGS
+    | privileges.ACCESS_SYNTHETIC_TIMER_REGS
+    | privileges.ACCESS_INTR_CTRL_REGS
+    | privileges.ACCESS_HYPERCALL_MSRS
+    | privileges.ACCESS_VP_INDEX
+    | privileges.ACCESS_RESET_REG
+    | privileges.ACCESS_PARTITION_REFERENCE_TSC
+    | privileges.ACCESS_GUEST_IDLE_REG
+    | privileges.ACCESS_FREQUENCY_REGS
+    | privileges.ACCESS_REENLIGHTENMENT_CONTROLS
+    | privileges.ACCESS_TSC_INVARIANT_CONTROLS
+    | privileges.POST_MESSAGES
+    | privileges.SIGNAL_EVENTS
+    | privileges.EXTENDED_GVA_RANGES
+    | privileges.ACCESS_VP_REGISTERS
+    | privileges.FAST_HYPERCALL_OUTPUT
+    | privileges.ENABLE_EXTENDED_HYPERCALLS
+    | privileges.START_VIRTUAL_PROCESSOR
+)
+GUEST_FEATURES = (
+    privileges.FEATURE_XMM_INPUT
+    | privileges.FEATURE_GUEST_IDLE
+    | privileges.FEATURE_FREQUENCY_MSRS
+    | privileges.FEATURE_CRASH_MSRS
+    | privileges.FEATURE_EXTENDED_GVA_RANGES
+    | privileges.FEATURE_XMM_OUTPUT
+    | privileges.FEATURE_SINT_POLLING
+    | privileges.FEATURE_HYPERCALL_MSR_LOCK
+    | privileges.FEATURE_DIRECT_TIMERS
+)
+GUEST_RECOMMENDATIONS = (
+    cpuid.RECOMMEND_REMOTE_FLUSH
+    | cpuid.RECOMMEND_RELAXED_TIMING
+    | cpuid.RECOMMEND_NO_AUTO_EOI
+    | cpuid.RECOMMEND_CLUSTER_IPI
+    | cpuid.RECOMMEND_EX_PROCESSOR_MASKS
+)
+#: Hypercall and TSC page; VP assist page, SIMP, SIEFP and SIRBP of each VP.
+_PAGES, _PAGES_PER_VP = 2, 4
+
+
+class GuestPartition(ComputerPartition):
+    """The only partition of its hypervisor. ``vps`` is how many VPs it will have, ``address_bits`` its GPAs' width."""
+
+    __slots__ = ("auto_eoi", "overlays", "timers")
+    interrupts: PlainInterrupts
+    timers: TimerQueue
+
+    def __init__(
+        self, hypervisor: Hypervisor, partition_id: int, memory: GuestMemory, vps: int, address_bits: int
+    ) -> None:
+        super().__init__(hypervisor, partition_id, memory)
+        self.privileges = GUEST_PRIVILEGES
+        self.features = GUEST_FEATURES
+        self.recommendations = GUEST_RECOMMENDATIONS
+        self.interrupts = PlainInterrupts(self.vm)
+        self.overlays = GuestOverlayPages(self.vm, memory, _PAGES + _PAGES_PER_VP * vps, address_bits)
+        self.hypercall_page = self.overlays.allocate(writable=False)
+        write_page(self.hypercall_page.view)
+        self.tsc_page = self.overlays.allocate(writable=False)
+        #: whether this machine's KVM ends interrupts of SINTs by itself
+        self.auto_eoi = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
+
+    def create_vp(self, index: int, vcpu: Vcpu) -> GuestVp:
+        """A VP whose TSC is that of VP 0."""
+        if index == 0:
+            self.timers = TimerQueue(GuestClock(self, vcpu))
+        else:
+            offset = tsc_offset.get(self.vps[0].vcpu)
+            if offset is not None:
+                tsc_offset.set(vcpu, offset)
+        return GuestVp(self, index, vcpu)
+
+    def stop(self) -> None:
+        """Stops the VPs, then the timers."""
+        super().stop()
+        if self.vps:
+            self.timers.stop()
+
+    def crash(self, message: bytes) -> None:
+        """A guest that reports a crash goes on (TLFS "Guest Crash Enlightenment"): what it said is kept."""
+        self.crash_report = message or b"(the report has no text)"
+        if self.trace is not None:
+            self.trace.event("crash", message.decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Frees the KVM machine and the overlay pages."""
+        super().close()
+        self.overlays.close()

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VP of a guest with a computer of its own: timers, automatic EOI by KVM's local APIC, idling, remote TLB flushes."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from errno import EFAULT
+from fcntl import ioctl
+
+from ..bus.address_space import AddressError
+from ..kvm import abi
+from ..tlfs import msrs
+from . import memory_access, page_walk
+from .computer_vp import ComputerVp
+from .errors import HvError
+from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
+from .synthetic_msrs import synthetic_msrs
+from .synthetic_timers import timers_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..kvm.vcpu import Vcpu
+    from .guest_partition import GuestPartition
+
+_GENERAL_PROTECTION = 13
+#: GUEST_IDLE looks for interrupts of KVM's own this often; ours wake it at once.
+_IDLE_LOOK_S = 0.001
+#: A flush that a VP does not answer within this time: it has been kicked and does something else outside the guest.
+_KICK_AGAIN_S = 0.02
+_IRR = range(0x200, 0x280, 0x10)
+#: How often a VP may fail at memory without a page to blame.
+_UNEXPLAINED_LIMIT = 64
+
+
+class GuestVp(ComputerVp):
+    """VP ``index`` of the guest.
+
+    ``in_guest`` is true around KVM_RUN, ``flush_wanted`` when its TLB is to be emptied before it runs on.
+    """
+
+    __slots__ = ("_idle", "_unexplained", "errands", "flush_waiters", "flush_wanted", "in_guest")
+    partition: GuestPartition
+
+    def __init__(self, partition: GuestPartition, index: int, vcpu: Vcpu) -> None:
+        pages = partition.overlays
+        super().__init__(partition, index, vcpu, tuple(pages.allocate() for _ in range(4)))
+        #: work for this VP's thread
+        self.errands: list[Callable[[], None]] = []
+        self.flush_wanted = False
+        self.flush_waiters: list[LockType] = []
+        self.in_guest = False
+        self._unexplained = 0
+        self._idle = allocate_lock()
+        self._idle.acquire()
+        self.timers = timers_of(self, partition.timers)
+        self._msrs = synthetic_msrs(self)
+        vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS | abi.SYNC_EVENTS
+        if partition.auto_eoi:
+            vcpu.enable_capability(abi.CAP_HYPERV_SYNIC2, 0)
+            self.synic.mirror = self._mirror_sint
+
+    def _mirror_sint(self, sint: int, value: int) -> None:
+        """KVM's local APIC ends interrupts by itself whose vector a SINT of KVM's own SynIC says so for."""
+        self.vcpu.set_msr(msrs.SINT0 + sint, value)
+
+    def interrupt(self, vector: int) -> None:
+        """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
+        super().interrupt(vector)
+        try:
+            self._idle.release()
+        except RuntimeError:
+            pass
+
+    def _entry(self) -> Callable[[int, int], Any]:
+        return self._enter
+
+    def _enter(self, fd: int, run: int) -> None:
+        """KVM_RUN, with what others want of this VP first. ``in_guest`` comes before: who asks afterwards waits."""
+        self.in_guest = True
+        try:
+            if self.errands:
+                self._do_errands()
+            if self.flush_wanted:
+                self._flush()
+            ioctl(fd, run)
+        finally:
+            self.in_guest = False
+            if self.flush_waiters:
+                self._answer()
+
+    # --- errands: what only this VP's thread can do, for others ---------------------------------------------------
+    def errand(self, work: Callable[[], None], caller: GuestVp) -> None:
+        """Has the VP's thread do ``work`` outside of the guest, and waits for it; HvError comes from there.
+
+        ``caller`` is the VP that asks, which does its own errands meanwhile. It holds no lock.
+        """
+        if caller is self:
+            work()
+            return
+        done = allocate_lock()
+        done.acquire()
+        outcome: list[HvError] = []
+
+        def run() -> None:
+            try:
+                work()
+            except HvError as error:
+                outcome.append(error)
+            finally:
+                done.release()
+
+        self.errands.append(run)
+        while True:
+            self.vcpu.kick()
+            if done.acquire(timeout=_KICK_AGAIN_S):
+                break
+            caller._do_errands()
+            if self.stopping:
+                return
+        if outcome:
+            raise outcome[0]
+
+    def _do_errands(self) -> None:
+        while self.errands:
+            self.errands.pop(0)()
+
+    # --- idling -------------------------------------------------------------------------------------------------------
+    def idle(self) -> int:
+        """GUEST_IDLE: sleeps until an interrupt or NMI is pending, whether the VP would take it or not; 0."""
+        vcpu = self.vcpu
+        while not self.stopping:
+            lapic = vcpu.lapic()
+            if any(any(lapic[at : at + 4]) for at in _IRR) or vcpu.events()[abi.EVENTS_NMI_PENDING]:
+                break
+            self._idle.acquire(timeout=_IDLE_LOOK_S)
+        return 0
+
+    # --- TLB ----------------------------------------------------------------------------------------------------------
+    def _flush(self) -> None:
+        """Empties the TLB: KVM does so when user space replaces CR3 (``kvm_arch_vcpu_ioctl_set_sregs``)."""
+        self.flush_wanted = False
+        cr3 = int.from_bytes(self.vcpu.get_sregs()[abi.SREGS_CR3 : abi.SREGS_CR3 + 8], "little")
+        self.vcpu.set_sregs(cr3=cr3 ^ 0x1000)
+        self.vcpu.set_sregs(cr3=cr3)
+        self._answer()
+
+    def _answer(self) -> None:
+        waiters, self.flush_waiters = self.flush_waiters, []
+        for waiter in waiters:
+            waiter.release()
+
+    def await_flush(self) -> None:
+        """Returns when the VP has emptied its TLB or is outside the guest, which it will not enter before it has."""
+        while self.flush_wanted and self.in_guest and not self.stopping:
+            waiter = allocate_lock()
+            waiter.acquire()
+            self.flush_waiters.append(waiter)
+            self.vcpu.kick()
+            waiter.acquire(timeout=_KICK_AGAIN_S)
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+    def _explained(self, error: OSError) -> bool:
+        """Whether the VP wrote to a page of the hypervisor's that only it writes: it gets #GP."""
+        if error.errno != EFAULT:
+            return False
+        overlays = self.partition.overlays
+        with overlays.lock:
+            try:
+                access = memory_access.find(_View(self))  # type: ignore[arg-type]
+            except AddressError:
+                access = None
+        if access is None or access.state != READ_ONLY:
+            self._unexplained += 1
+            return self._unexplained < _UNEXPLAINED_LIMIT and access is None
+        self._unexplained = 0
+        self.vcpu.inject_exception(_GENERAL_PROTECTION, 0)
+        return True
+
+
+class _View:
+    """A guest's VP and its memory as :mod:`.memory_access` and :mod:`.page_walk` look at children's."""
+
+    __slots__ = ("_overlays", "_ram", "memory", "partition", "translations", "u8", "u64", "vcpu")
+
+    def __init__(self, vp: GuestVp) -> None:
+        self.u8 = vp.u8
+        self.u64 = vp.u64
+        self.vcpu = vp.vcpu
+        self._ram = vp.partition.memory
+        self._overlays = vp.partition.overlays
+        self.memory = _Memory(vp.partition)
+        self.partition = self
+        self.translations = self
+
+    def find(self, linear: int) -> int:
+        """As Translations.find."""
+        walk = page_walk.translate(self, linear)  # type: ignore[arg-type]
+        return -1 if walk.code else walk.gpa
+
+    def page(self, _linear: int) -> None:
+        """As Translations.page: nothing is remembered."""
+        return
+
+
+class _Memory:
+    """A guest's memory with the states that children's has."""
+
+    __slots__ = ("_partition",)
+
+    def __init__(self, partition: GuestPartition) -> None:
+        self._partition = partition
+
+    def state(self, gpa: int) -> int:
+        overlay = self._partition.overlays.visible(gpa >> 12)
+        if overlay is not None:
+            return WRITABLE if overlay.writable else READ_ONLY
+        return WRITABLE if self._partition.memory.contains(gpa & ~0xFFF, 4096) else UNMAPPED
+
+    def page(self, gpn: int) -> memoryview | None:
+        overlay = self._partition.overlays.visible(gpn)
+        if overlay is not None:
+            return overlay.view
+        try:
+            return self._partition.memory.view(gpn << 12, 4096)
+        except AddressError:
+            return None

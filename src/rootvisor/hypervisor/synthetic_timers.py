@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic timers: four per VP, one-shot or periodic, by message or straight to the local APIC (TLFS "Timers").
+
+Deadlines are in the partition's reference time. One thread per partition waits for the next of them, and reads the
+clock of a processor of its own that never runs (:class:`GuestClock`), because a running VP cannot be asked; so no timer
+is early. Expiries of a periodic timer that were missed are skipped, and the phase is kept.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, start_new_thread
+from heapq import heappop, heappush
+
+from ..kvm import tsc_offset
+from ..kvm.abi import MSR_TSC
+from ..tlfs import messages, privileges
+from .errors import GeneralProtection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+
+    from ..kvm.vcpu import Vcpu
+    from .partition import Partition
+    from .vp import VirtualProcessor
+
+#: HV_X64_MSR_STIMERx_CONFIG
+ENABLE, PERIODIC, LAZY, AUTO_ENABLE, DIRECT = 1, 2, 4, 8, 1 << 12
+_VECTOR_SHIFT, _SINT_SHIFT = 4, 16
+_VALID = 0xF_1FFF
+TIMER_COUNT = 4
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+_TICKS_PER_SECOND = 10_000_000
+#: Expiries of a periodic timer that come sooner than this after the last one are skipped.
+_SHORTEST = 1_000
+#: The longest sleep: nobody's deadline is looked at less often.
+_LOOK_S = 60.0
+#: The thread sleeps this much less than it has to (100 ns units), and the rest in small steps: clocks differ a little.
+_EARLY = 200
+
+
+class GuestClock:
+    """The partition's reference time as the host can read it at any moment."""
+
+    __slots__ = ("_partition", "_vcpu", "_vm")
+
+    def __init__(self, partition: Partition, first: Vcpu) -> None:
+        """``first`` is the processor of VP 0, which is not in the guest."""
+        self._partition = partition
+        self._vm = partition.hypervisor.kvm.create_vm()
+        self._vcpu = self._vm.create_vcpu(0)
+        offset = tsc_offset.get(first)
+        if offset is None or not tsc_offset.set(self._vcpu, offset):
+            self._vcpu.set_msr(MSR_TSC, first.get_msr(MSR_TSC))
+
+    def now(self) -> int:
+        """100 ns units since creation."""
+        return self._partition.reference_time.at(self._vcpu.get_msr(MSR_TSC))
+
+    def close(self) -> None:
+        """Frees the machine."""
+        self._vm.close()
+
+
+class TimerQueue:
+    """The timers of a partition that are on, by deadline, and the thread that waits for them."""
+
+    __slots__ = ("_clock", "_finished", "_heap", "_number", "_stopping", "_wake", "lock")
+
+    def __init__(self, clock: GuestClock) -> None:
+        self._clock = clock
+        #: held while a timer changes
+        self.lock = allocate_lock()
+        #: (deadline, a number that makes entries differ, the timer, its turn)
+        self._heap: list[tuple[int, int, SyntheticTimer, int]] = []
+        self._number = 0
+        self._wake = allocate_lock()
+        self._wake.acquire()
+        self._stopping = False
+        self._finished: LockType | None = None
+
+    def now(self) -> int:
+        """Reference time."""
+        return self._clock.now()
+
+    def add(self, timer: SyntheticTimer) -> None:
+        """The timer's deadline is waited for. The caller holds :attr:`lock`."""
+        self._number += 1
+        heappush(self._heap, (timer.deadline, self._number, timer, timer.turn))
+        if self._finished is None:
+            self._finished = allocate_lock()
+            self._finished.acquire()
+            start_new_thread(self._thread, ())
+        elif self._heap[0][1] == self._number:
+            self._poke()
+
+    def _poke(self) -> None:
+        try:
+            self._wake.release()
+        except RuntimeError:
+            pass  # it is awake already
+
+    def _thread(self) -> None:
+        finished = self._finished
+        assert finished is not None
+        heap = self._heap
+        clock = self._clock
+        try:
+            while not self._stopping:
+                timeout = _LOOK_S
+                with self.lock:
+                    while heap and heap[0][3] != heap[0][2].turn:
+                        heappop(heap)  # stopped, or set anew
+                    while heap:
+                        now = clock.now()
+                        deadline, _number, timer, turn = heap[0]
+                        if turn != timer.turn:
+                            heappop(heap)
+                        elif deadline > now:
+                            timeout = max(deadline - now - _EARLY, 20) / _TICKS_PER_SECOND
+                            break
+                        else:
+                            heappop(heap)
+                            timer.expire(now)
+                self._wake.acquire(timeout=min(timeout, _LOOK_S))
+        finally:
+            finished.release()
+
+    def stop(self) -> None:
+        """Ends the thread; the VPs have stopped."""
+        self._stopping = True
+        self._poke()
+        if self._finished is not None:
+            self._finished.acquire()
+            self._finished.release()
+        self._clock.close()
+
+
+class SyntheticTimer:
+    """Timer ``index`` of a VP: CONFIG and COUNT. ``turn`` changes whenever the timer is stopped or set."""
+
+    __slots__ = ("_queue", "_vp", "config", "count", "deadline", "expired", "index", "turn", "waiting")
+
+    def __init__(self, vp: VirtualProcessor, index: int, queue: TimerQueue) -> None:
+        self._vp = vp
+        self._queue = queue
+        self.index = index
+        self.config = 0
+        self.count = 0
+        self.deadline = 0
+        #: the deadline that its message tells of
+        self.expired = 0
+        self.turn = 0
+        #: its message waits for a free slot
+        self.waiting = False
+
+    @property
+    def sint(self) -> int:
+        """The SINT of its messages."""
+        return self.config >> _SINT_SHIFT & 0xF
+
+    def write_config(self, value: int) -> None:
+        """CONFIG. GeneralProtection: direct mode that is not offered. Reserved bits are not stored."""
+        if value & DIRECT and not self._vp.partition.features & privileges.FEATURE_DIRECT_TIMERS:
+            raise GeneralProtection
+        with self._queue.lock:
+            self._cancel()
+            self.config = value & _VALID
+            if not self._can_run():
+                self.config &= ~ENABLE
+            self._begin()
+
+    def write_count(self, value: int) -> None:
+        """COUNT: 0 stops the timer; with AUTO_ENABLE another value starts it."""
+        with self._queue.lock:
+            self._cancel()
+            self.count = value
+            if not value:
+                self.config &= ~ENABLE
+            elif self.config & AUTO_ENABLE and self._can_run():
+                self.config |= ENABLE
+            self._begin()
+
+    def _can_run(self) -> bool:
+        """A timer without a SINT for its messages cannot be enabled."""
+        return bool(self.config & DIRECT) or self.sint != 0
+
+    def _cancel(self) -> None:
+        self.turn += 1
+        if self.waiting:
+            self.waiting = False
+            self._vp.synic.withdraw_timer(self)
+
+    def _begin(self) -> None:
+        if not self.config & ENABLE or not self.count:
+            return
+        now = self._vp.partition.reference_time.at(self._vp.vcpu.get_msr(MSR_TSC))
+        if self.config & PERIODIC:
+            self.deadline = min(now + self.count, _MASK64)
+        else:
+            self.deadline = self.count
+            if self.deadline <= now:
+                self.expire(now)
+                return
+        self._queue.add(self)
+
+    def expire(self, now: int) -> None:
+        """The deadline has come. The caller holds the queue's lock."""
+        if self.config & DIRECT:
+            self._vp.interrupt(self.config >> _VECTOR_SHIFT & 0xFF)
+            if not self.config & PERIODIC:
+                self.config &= ~ENABLE
+        elif not self.waiting:
+            self.waiting = True
+            self.expired = self.deadline
+            self._vp.synic.post_timer(self)
+        if self.config & PERIODIC and self.config & ENABLE:
+            missed = max(now + _SHORTEST - self.deadline, 0) // self.count
+            self.deadline = min(self.deadline + (missed + 1) * self.count, _MASK64)
+            self._queue.add(self)
+
+    def message(self) -> bytes:
+        """The message, about to be placed: its time of delivery is now, and a one-shot timer is off."""
+        self.waiting = False
+        if not self.config & PERIODIC:
+            self.config &= ~ENABLE
+        payload = messages.TIMER_PAYLOAD.pack(self.index, self.expired, self._queue.now())
+        return messages.MESSAGE_HEADER.pack(messages.TIMER_EXPIRED, len(payload), 0, 0) + payload
+
+    def reset(self) -> None:
+        """INIT: off, both registers 0."""
+        with self._queue.lock:
+            self._cancel()
+            self.config = self.count = 0
+
+
+def timers_of(vp: VirtualProcessor, queue: TimerQueue) -> tuple[SyntheticTimer, ...]:
+    """The timers of a VP."""
+    return tuple(SyntheticTimer(vp, index, queue) for index in range(TIMER_COUNT))
