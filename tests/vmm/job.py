@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from rootvisor.boot.busybox import find_busybox
 from rootvisor.boot.cpio import CpioWriter
 from rootvisor.boot.modules import ModuleTree
+from rootvisor.cli.output import Progress
 from rootvisor.kernels import cache_dir, find
 from rootvisor.peers.guest import filler, md5
+from tests.vmm import debian
 
 HERE = Path(__file__).resolve().parent
 PORT = 8098
@@ -59,14 +62,28 @@ def compile_tool(folder: Path) -> Path:
     return path
 
 
-def write(folder: Path) -> Path:
-    """Everything into ``folder``; the job file."""
+def write(folder: Path, groups: Collection[str] = ()) -> Path:
+    """Everything into ``folder``, with what the named groups of tests alone need; the job file."""
     tool = compile_tool(folder)
     page = filler(PAGE_BYTES, 5)
     (folder / "page").write_bytes(page)
     kernels = {}
-    for name in KERNELS:
-        kernel = find(name)
+    chosen = [(name, find(name)) for name in KERNELS]
+    more = {}
+    if "debian" in groups:
+        with Progress() as progress:
+            old = debian.old_kernel(progress)
+            image, key = debian.root_image(progress)
+        chosen.append((old.name, old))
+        more["debian"] = {
+            "image": str(image),
+            "bytes": debian.IMAGE_BYTES,
+            "key": str(key),
+            "password": debian.PASSWORD,
+            "root_address": debian.ROOT_ADDRESS,
+            "guest_address": debian.GUEST_ADDRESS,
+        }
+    for name, kernel in chosen:
         if kernel is None:
             pytest.fail(f"kernel {name} is not in the cache; run make kernels")
         path = folder / f"initramfs-{name}"
@@ -82,6 +99,7 @@ def write(folder: Path) -> Path:
         "tool": str(tool),
         "folder": str(folder),
         "libraries": _libraries(),
+        **more,
     }
     path = folder / "job.json"
     path.write_text(json.dumps(job))

@@ -7,7 +7,7 @@ from typing import Any
 
 from rootvisor.bench.child_code import END_MARK, KINDS
 from rootvisor.bench.figures import median, summary
-from rootvisor.bench.targets import Row
+from rootvisor.bench.targets import Row, target_document
 
 BOOT_RATIO = 4.0
 INTERCEPT_RATIO = 20.0
@@ -154,16 +154,5 @@ def document(results: dict[str, Any], count: int) -> dict[str, Any]:
         "idle": results.get("idle"),
         "missing": {"qemu": results.get("qemu")},
         "problems": results.get("problems", []),
-        "targets": [
-            {
-                "group": row.group,
-                "name": row.name,
-                "value": None if row.judged is None else round(row.judged, 3),
-                "of": "ratio" if row.on_ratio else row.unit,
-                "limit": row.limit,
-                "passed": row.passed,
-            }
-            for row in rows(results, count)
-            if row.limit is not None
-        ],
+        "targets": target_document(rows(results, count)),
     }

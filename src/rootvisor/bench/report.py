@@ -28,7 +28,7 @@ def target(row: Row) -> str:
     """The target in words of the table: `<= 0.60 x`, `<= 40 MB`, `< 400`."""
     if row.limit is None:
         return ""
-    sign = "<" if row.strict else "<="
+    sign = ">=" if row.more else "<" if row.strict else "<="
     if row.on_ratio:
         return f"{sign} {row.limit:.2f} x"
     return f"{sign} {value(row.limit, row.unit)}"
@@ -46,4 +46,6 @@ def value(number: float | None, unit: str) -> str:
         return f"{number / 1e6:.0f} MB"
     if unit == "kB":
         return f"{number / 1e3:.0f} kB"
-    return f"{number:.0f}"
+    if unit == "MB/s":
+        return f"{number / 1e6:.1f} MB/s"
+    return f"{number:.0f}{unit}"

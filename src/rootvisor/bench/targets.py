@@ -24,7 +24,7 @@ QUIET_EXITS = {"no PCI device": 400, "four virtio devices": 1000}
 class Row:
     """One line of the report. Values are in `unit` (s, ms, us, bytes as B or kB, or nothing for a count); `limit` is
     the target for `judged` (the ratio where there is one, else our value), None for a row without target; `strict`
-    means less than, not at most. `other` says what `theirs` is."""
+    means less than, not at most; `more` at least: MB/s, or a rate (/s). `other` says what `theirs` is."""
 
     group: str
     name: str
@@ -35,6 +35,7 @@ class Row:
     limit: float | None = None
     on_ratio: bool = False
     strict: bool = False
+    more: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -51,7 +52,25 @@ class Row:
         """Whether the target is met; None without target, or without the numbers."""
         if self.limit is None or self.judged is None:
             return None
+        if self.more:
+            return self.judged >= self.limit
         return self.judged < self.limit if self.strict else self.judged <= self.limit
+
+
+def target_document(found: list[Row]) -> list[dict[str, Any]]:
+    """The targets with their verdicts, for machines."""
+    return [
+        {
+            "group": row.group,
+            "name": row.name,
+            "value": None if row.judged is None else round(row.judged, 3),
+            "of": "ratio" if row.on_ratio else row.unit or "count",
+            "limit": row.limit,
+            "passed": row.passed,
+        }
+        for row in found
+        if row.limit is not None
+    ]
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
@@ -138,18 +157,7 @@ def document(results: dict[str, Any]) -> dict[str, Any]:
         "qemu_images_s": results.get("qemu_images"),
         "missing": {name: results.get(name) for name in ("qemu", "gcc")},
         "problems": results.get("problems", []),
-        "targets": [
-            {
-                "group": row.group,
-                "name": row.name,
-                "value": None if row.judged is None else round(row.judged, 3),
-                "of": "ratio" if row.on_ratio else row.unit or "count",
-                "limit": row.limit,
-                "passed": row.passed,
-            }
-            for row in rows(results)
-            if row.limit is not None
-        ],
+        "targets": target_document(rows(results)),
     }
 
 

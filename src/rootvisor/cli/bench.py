@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,10 @@ _CHILDREN_EXAMPLES = (
         "Only the targets that are missed",
         "rootvisor bench children --json | jq '.targets[] | select(.passed == false)'",
     ),
+)
+_VMM_EXAMPLES = (
+    ("Measure our VMM; ten to fifteen minutes", "rootvisor bench vmm"),
+    ("Figures for a program", "rootvisor bench vmm --json | jq .targets"),
 )
 _STATUSES = (
     ("0", "it measured, whether the targets are met or not"),
@@ -119,9 +124,68 @@ def children(runs: int, engine: str, as_json: bool) -> None:
         click.echo(f"Failed: {problem}")
 
 
+@bench.command(cls=DocumentedCommand, examples=_VMM_EXAMPLES, statuses=_STATUSES)
+@option(
+    "--runs",
+    type=click.IntRange(1, 20),
+    default=3,
+    show_default=True,
+    help="Guests of each kind, on each side.",
+)
+@engine_option()
+@json_option
+@debug_option
+def vmm(runs: int, engine: str, as_json: bool) -> None:
+    """Measure our VMM: boots, snapshots, disk, network.
+
+    `rootvisor vmm` and an unmodified QEMU (-M microvm -accel mshv) run the same guest in the same root partition, in
+    turns: same kernel, initial ramdisk and disk image. QEMU's network is its own (user), ours is passt.
+    """
+    from rootvisor.bench.vmm_rows import document, rows
+
+    chosen, results, version = _measure_vmm(runs, engine)
+    if as_json:
+        print_json(
+            {"engine": {"name": chosen.name, "reason": chosen.reason}, "kernel": version, **document(results)}
+        )
+        return
+    click.echo(f"engine {chosen.name} ({chosen.reason}); root and guests: kernel {version}\n")
+    _show(rows(results))
+    click.echo("")
+    if results.get("qemu"):
+        click.echo(f"No column for QEMU: {results['qemu']}")
+    click.echo("Medians. Resident memory is without guest memory.")
+    for problem in results["problems"]:
+        click.echo(f"Failed: {problem}")
+
+
+def _measure_vmm(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]:
+    from rootvisor.bench.vmm import ROOT_MIB, VmmRequest, command_of_vmm, measure
+
+    def run(folder: Path, request: dict[str, Any], appliance: bool, progress: Progress) -> dict[str, Any]:
+        wanted = VmmRequest(runs=runs, vmm=command_of_vmm(sys.executable), **request)
+        return measure(wanted, folder, appliance=appliance, progress=progress)
+
+    return _measure_in_root(engine, ROOT_MIB, run)
+
+
 def _measure_children(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]:
-    from rootvisor import kernels
     from rootvisor.bench.children import ROOT_MIB, ChildrenRequest, measure
+
+    def run(folder: Path, request: dict[str, Any], appliance: bool, progress: Progress) -> dict[str, Any]:
+        return measure(ChildrenRequest(runs=runs, **request), folder, appliance=appliance, progress=progress)
+
+    return _measure_in_root(engine, ROOT_MIB, run)
+
+
+def _measure_in_root(
+    engine: str,
+    root_mib: int,
+    run: Callable[[Path, dict[str, Any], bool, Progress], dict[str, Any]],
+) -> tuple[Any, dict[str, Any], str]:
+    """Engine, results and kernel of a bench in a root partition of the kernel mshv, with QEMU beside where it is to be
+    had."""
+    from rootvisor import kernels
     from rootvisor.bench.outer import BenchError
     from rootvisor.cli.description import RunOptions
     from rootvisor.cli.kernel_choice import kernel_error
@@ -144,23 +208,22 @@ def _measure_children(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]
 
         def root_argv(command: Sequence[str]) -> list[str]:
             options = RunOptions(
-                kernel="mshv", memory_bytes=ROOT_MIB << 20, engine=chosen.name, command=tuple(command)
+                kernel="mshv", memory_bytes=root_mib << 20, engine=chosen.name, command=tuple(command)
             )
             plan = prepare(options, progress=progress, standard=Standard(False, False))
             place = Path(folder) / "root"
             place.mkdir()
             return argv_in_folder(plan, place)
 
-        request = ChildrenRequest(
-            kernel=kernel,
-            qemu=qemu,
-            qemu_problem=problem,
-            runs=runs,
-            python=python_argv(),
-            root_argv=root_argv,
-        )
+        request = {
+            "kernel": kernel,
+            "qemu": qemu,
+            "qemu_problem": problem,
+            "python": python_argv(),
+            "root_argv": root_argv,
+        }
         try:
-            results = measure(request, folder, appliance=chosen.name == "appliance", progress=progress)
+            results = run(folder, request, chosen.name == "appliance", progress)
         except BenchError as error:
             raise UserError(str(error), error.mend) from error
     return chosen, results, f"{kernel.name} {kernel.version}"

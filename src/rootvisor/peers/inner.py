@@ -108,7 +108,7 @@ class Boot:
         problems = [self.problem] if self.problem else []
         if self.problem is None:
             if status:
-                problems.append(f"QEMU ended with status {status}")
+                problems.append(f"{self.guest.get('vmm', 'QEMU')} ended with status {status}")
             if self.said or not status:
                 problems += judge(self.said, self.guest["expected"])
         for fd in self.text:

@@ -28,7 +28,8 @@ dmesg | grep -q 'Hypervisor detected: Microsoft Hyper-V' && echo "guest: child y
 """
 
 
-def _boots(job: Job, kernel: str, cpus: int, memory: str, work: str = _PROCESSORS) -> None:
+def boots(job: Job, kernel: str, cpus: int, memory: str, work: str = _PROCESSORS) -> None:
+    """A guest with this kernel has its processors, a clock and its memory."""
     with Guest(job, work, kernel=kernel, cpus=cpus, memory=memory) as guest:
         assert guest.hears("up") == job["kernels"][kernel]["version"]
         assert guest.hears("processors") == str(cpus)
@@ -46,31 +47,31 @@ def _boots(job: Job, kernel: str, cpus: int, memory: str, work: str = _PROCESSOR
 
 
 def test_mshv_kernel_on_one_processor_with_128_mib(job: Job) -> None:
-    _boots(job, "mshv-elf", 1, "128M")
+    boots(job, "mshv-elf", 1, "128M")
 
 
 def test_mshv_kernel_on_two_processors(job: Job) -> None:
-    _boots(job, "mshv-elf", 2, "256M")
+    boots(job, "mshv-elf", 2, "256M")
 
 
 def test_mshv_kernel_on_four_processors(job: Job) -> None:
-    _boots(job, "mshv-elf", 4, "256M")
+    boots(job, "mshv-elf", 4, "256M")
 
 
 def test_stock_kernel_on_one_processor(job: Job) -> None:
-    _boots(job, "stock-elf", 1, "256M")
+    boots(job, "stock-elf", 1, "256M")
 
 
 def test_stock_kernel_on_two_processors(job: Job) -> None:
-    _boots(job, "stock-elf", 2, "256M")
+    boots(job, "stock-elf", 2, "256M")
 
 
 def test_stock_kernel_on_four_processors(job: Job) -> None:
-    _boots(job, "stock-elf", 4, "256M")
+    boots(job, "stock-elf", 4, "256M")
 
 
 def test_bzimage_of_the_mshv_kernel(job: Job) -> None:
-    _boots(job, "mshv", 1, "128M")
+    boots(job, "mshv", 1, "128M")
 
 
 _ABOVE_4_GIB = """\

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Job = dict[str, Any]
 
-CYCLES = int(os.environ.get("ROOTVISOR_VMM_CYCLES", "3"))
+CYCLES = int(os.environ.get("ROOTVISOR_VMM_CYCLES", "2"))
 
 
 def test_restored_guest_goes_on_where_it_was(job: Job) -> None:

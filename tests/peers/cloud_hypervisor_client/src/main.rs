@@ -50,6 +50,22 @@ async fn expect_state(client: &SocketBasedApiClient, state: VmState) -> Done<()>
     }
 }
 
+/// The guest takes its time to let a device go.
+async fn expect_gone(client: &SocketBasedApiClient, name: &str) -> Done<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let info = client.vm_info_get().await.map_err(|error| format!("info: {error}"))?;
+        if !info.device_tree.unwrap_or_default().contains_key(name) {
+            println!("gone {name}");
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("the guest keeps the device {name}"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn machine(kernel: &str, initramfs: Option<&String>, cmdline: Option<&String>, disk: &str) -> VmConfig {
     let mut payload = PayloadConfig::new();
     payload.kernel = Some(kernel.to_string());
@@ -128,6 +144,7 @@ async fn drive(arguments: &[String]) -> Done<()> {
     let mut remove = VmRemoveDevice::new();
     remove.id = Some("second".to_string());
     say("remove-device", client.vm_remove_device_put(remove.clone()).await)?;
+    expect_gone(&client, "second").await?;
     refused("remove-device again", client.vm_remove_device_put(remove).await, 404)?;
     let mut resize = VmResize::new();
     resize.desired_balloon = Some(16 << 20);

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// Load on a guest's disk and network, one thing a run; also the other end of the network. A static program, which speaks
+// in lines "guest: KEY VALUE" as the guest's init does. Disks are read and written past the cache, one request at a time:
+// what a request costs is to be seen, not how many a disk takes at once.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PIECE = 1 << 20 };
+
+static void say(const char *format, ...) {
+    char line[256];
+    va_list values;
+    va_start(values, format);
+    int length = vsnprintf(line, sizeof line - 1, format, values);
+    va_end(values);
+    line[length++] = '\n';
+    if (write(1, line, length) < 0)
+        _exit(3);
+}
+
+static void die(const char *what) {
+    say("guest: problem %s: %s", what, strerror(errno));
+    exit(1);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static uint64_t next(uint64_t *state) {  // xorshift64
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    return *state ^= *state << 17;
+}
+
+static void *aligned(size_t size) {
+    void *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (memory == MAP_FAILED)
+        die("mmap");
+    return memory;
+}
+
+// disk DEVICE read|write BYTES SECONDS [random]: requests past the cache, one at a time; how many in the time.
+static int disk(const char *device, int writes, size_t size, double seconds, int random) {
+    int fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT);
+    void *data = aligned(size);
+    if (fd < 0)
+        die(device);
+    off_t end = lseek(fd, 0, SEEK_END), at = 0;
+    uint64_t count = 0, state = 88172645463325252u;
+    double start = now(), spent;
+    memset(data, 0x5a, size);
+    do {
+        ssize_t done = writes ? pwrite(fd, data, size, at) : pread(fd, data, size, at);
+        if (done != (ssize_t)size)
+            die("disk");
+        count++;
+        at = random ? (off_t)(next(&state) % (end / size) * size) : at + 2 * (off_t)size <= end ? at + (off_t)size : 0;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: %s%s%zu %.1f", random ? "random-" : "", writes ? "write" : "read", size, count / spent);
+    return 0;
+}
+
+static int tcp(const char *address, int port) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_aton(address, &to.sin_addr);
+    if (connect(fd, (void *)&to, sizeof to))
+        die("connect");
+    return fd;
+}
+
+// send ADDRESS PORT SECONDS, receive ADDRESS PORT SECONDS: MB/s of one TCP connection, as the guest sees it.
+static int stream(const char *address, int port, double seconds, int sends) {
+    int fd = tcp(address, port);
+    char *data = aligned(PIECE);
+    data[0] = sends ? 'R' : 'S';
+    if (write(fd, data, 1) != 1)
+        die("write");
+    double start = now(), spent;
+    uint64_t bytes = 0;
+    do {
+        ssize_t done = sends ? write(fd, data, PIECE) : read(fd, data, PIECE);
+        if (done <= 0)
+            die("stream");
+        bytes += done;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: %s %.2f", sends ? "send" : "receive", bytes / spent / 1e6);
+    return 0;
+}
+
+// echo ADDRESS PORT SECONDS: round trips of one byte in a second.
+static int echo(const char *address, int port, double seconds) {
+    int fd = tcp(address, port);
+    char byte = 'E';
+    double start = now(), spent;
+    uint64_t count = 0;
+    do {
+        if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
+            die("echo");
+        count++;
+        spent = now() - start;
+    } while (spent < seconds);
+    say("guest: echo %.1f", count / spent);
+    return 0;
+}
+
+// serve PORT: the other end of these, for ever. The first byte says what the client does.
+static int serve(int port) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    char *data = aligned(PIECE);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(listener, (void *)&at, sizeof at) || listen(listener, 16))
+        die("listen");
+    say("guest: serving %d", port);
+    for (;;) {
+        int fd = accept(listener, 0, 0);
+        if (fork() == 0) {
+            char what;
+            if (read(fd, &what, 1) != 1)
+                _exit(0);
+            if (what == 'E')
+                do
+                    if (write(fd, &what, 1) != 1)
+                        break;
+                while (read(fd, &what, 1) == 1);
+            else if (what == 'R')
+                while (read(fd, data, PIECE) > 0) {}
+            else
+                while (send(fd, data, PIECE, MSG_NOSIGNAL) > 0) {}
+            _exit(0);
+        }
+        close(fd);
+    }
+}
+
+int main(int argc, char **argv) {
+    const char *verb = argc > 1 ? argv[1] : "", *a = argc > 2 ? argv[2] : "", *b = argc > 3 ? argv[3] : "0",
+               *c = argc > 4 ? argv[4] : "0", *d = argc > 5 ? argv[5] : "0";
+    if (!strcmp(verb, "disk"))
+        return disk(a, *b == 'w', atoll(c), atof(d), argc > 6);
+    if (!strcmp(verb, "send") || !strcmp(verb, "receive"))
+        return stream(a, atoi(b), atof(c), *verb == 's');
+    if (!strcmp(verb, "echo"))
+        return echo(a, atoi(b), atof(c));
+    if (!strcmp(verb, "serve"))
+        return serve(atoi(a));
+    say("guest: problem there is no verb %s", verb);
+    return 2;
+}
