@@ -74,8 +74,8 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 _RFLAGS_DF = 1 << 10
 _RFLAGS_RF = 1 << 16
 
-#: How often the same instruction may fail without a page to blame. A page that another VP has just had mapped is such
-#: a case; more than a few in a row at one place is not.
+#: How often the same instruction may fail without a page to blame and without getting on. A page that another VP has
+#: just had mapped is such a case; more than a few in a row are not.
 _LOST_LIMIT = 64
 #: A waiting root VP looks again after this long, should a kick get lost after all.
 _KICK_AGAIN_S = 0.05
@@ -103,7 +103,7 @@ class ChildVp(VirtualProcessor):
     """
 
     __slots__ = (
-        "_debugged", "_deferred", "_gate", "_lost", "_lost_rip", "_mapped", "_port_rip", "_started", "_translation",
+        "_debugged", "_deferred", "_gate", "_lost", "_lost_at", "_mapped", "_port_rip", "_started", "_translation",
         "_translation_words", "_waiters", "blocked", "dispatched", "explicit_suspend", "halted", "intercept_suspend",
         "lets_root_react", "message_page", "pages", "register_page", "root_vp", "running", "stored", "to_do", "told",
         "translations", "u32", "yielding",
@@ -144,7 +144,8 @@ class ChildVp(VirtualProcessor):
         #: something has to be done before the VP runs: its thread looks at it
         self.to_do = False
         self._lost = 0
-        self._lost_rip = -1
+        #: the general registers at the last failure without a page to blame
+        self._lost_at = b""
         self.translations = Translations(self)
         self._translation = bytearray(24)
         self._translation_words = memoryview(self._translation).cast("Q")
@@ -594,15 +595,17 @@ class ChildVp(VirtualProcessor):
         """KVM_RUN failed with EFAULT, or KVM's emulator could not go on."""
         found = memory_access.find(self)
         if found is None:
-            rip = self.u64[_RIP]
-            if rip != self._lost_rip:
+            # The same instruction with other registers is one that got on: a loop, or what fills page after page.
+            registers = bytes(self.u8[_REGS_BYTES])
+            if registers != self._lost_at:
                 self._lost = 0
-                self._lost_rip = rip
+                self._lost_at = registers
             self._lost += 1
             if self._lost < _LOST_LIMIT:
                 return _GO_ON
-            self._lost_rip = -1
+            self._lost_at = b""
             return self._give_up("memory that cannot be named, or an instruction that KVM cannot emulate")
+        self._lost_at = b""
         if found.access == tlfs.ACCESS_WRITE and found.operand is not None:
             doorbells = self.partition.doorbells
             value = memory_access.store_value(self, found)
