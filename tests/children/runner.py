@@ -70,7 +70,9 @@ def _run(name: str, test: object, device: type, kernel_log: int) -> bool:
     except Exception as caught:
         error = caught
     alarm(0)
-    complaints = _complaints(kernel_log)
+    complaints = kernel_lines(kernel_log)
+    if not is_bad(complaints):
+        complaints = []
     seconds = time.monotonic() - started
     print("fail" if error or complaints else "pass", name, f"{seconds:.2f}")
     if error:
@@ -84,18 +86,21 @@ def _run(name: str, test: object, device: type, kernel_log: int) -> bool:
     return not error and not complaints
 
 
-def _complaints(kernel_log: int) -> list[str]:
-    """What the kernel has said since, if there is a bad word in it."""
-    lines = []
+def kernel_lines(kernel_log: int) -> list[str]:
+    """What the kernel has said since."""
+    lines: list[str] = []
     while True:
         try:
             record = os.read(kernel_log, 8192).decode(errors="replace")
         except BlockingIOError:
-            break
+            return lines
         except BrokenPipeError:  # overrun
             continue
         lines.append(record.partition(";")[2].strip())
-    return lines if any(word in line for line in lines for word in BAD_WORDS) else []
+
+
+def is_bad(lines: list[str]) -> bool:
+    return any(word in line for line in lines for word in BAD_WORDS)
 
 
 if __name__ == "__main__":

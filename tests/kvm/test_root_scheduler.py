@@ -95,21 +95,26 @@ def test_halted_vp_blocks_until_an_interrupt_which_a_message_tells(parent: Paren
     assert child.register(0, registers.RIP) == 0x1004
 
 
-@pytest.mark.xfail(strict=False, reason="failed on a loaded machine, not looked at yet")
 def test_vp_stands_still_between_calls(parent: Parent) -> None:
     child = started(parent, SPIN)
-    assert dispatch(child) == (0, READY, OTHER)  # its slice is over
     memory = child.memory(0x2000)
-    count = bytes(memory[:2])
-    assert count != bytes(2)
+
+    def slices(count: bytes) -> bytes:
+        """The count after as many slices as it takes to change; a busy machine may spend the first on the way in."""
+        deadline = time.monotonic() + 20
+        while bytes(memory[:2]) == count:
+            assert time.monotonic() < deadline
+            assert dispatch(child) == (0, READY, OTHER)  # its slice is over
+        return bytes(memory[:2])
+
+    count = slices(bytes(2))
     time.sleep(0.1)
     assert bytes(memory[:2]) == count
     page = child.state_pages[0, 0] << 12
     rip = struct.unpack_from("<Q", parent.guest.ram, page + registers.PAGE_RIP)[0]
     assert rip in (0x1000, 0x1004)
     assert child.register(0, registers.RIP) == rip
-    assert dispatch(child) == (0, READY, OTHER)
-    assert bytes(memory[:2]) != count
+    slices(count)
 
 
 def test_interrupt_of_the_root_ends_the_call(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,6 @@ from tests.children import code, guests_at_work
 from tests.children.assembler import write_images
 from tests.kvm.command import DEADLINE_S, RUN
 
-#: Written on a machine too loaded to show them pass as a whole; a failure is told, and is to be looked at.
-pytestmark = pytest.mark.xfail(strict=False, reason="not yet seen to pass as a whole on a quiet machine")
-
 KILLS = int(os.environ.get("ROOTVISOR_KILLS", "10"))
 CYCLES = int(os.environ.get("ROOTVISOR_CYCLES", "25"))
 SEED = int(os.environ.get("ROOTVISOR_FUZZ_SEED", "20261127"))

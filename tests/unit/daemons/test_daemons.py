@@ -29,7 +29,17 @@ has_storage = pytest.mark.skipif(
     shutil.which("qemu-storage-daemon") is None,
     reason="qemu-storage-daemon is not installed (qemu-system-common)",
 )
-has_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed (passt)")
+
+
+def no_passt() -> str:
+    """Why passt cannot run here; it shuts itself in with a user namespace, which a chroot may not make."""
+    if shutil.which("passt") is None:
+        return "passt is not installed (passt)"
+    made = subprocess.run(["unshare", "--user", "true"], check=False, capture_output=True, text=True)
+    return f"passt needs a user namespace: {made.stderr.strip()}" if made.returncode else ""
+
+
+has_passt = pytest.mark.skipif(bool(no_passt()), reason=no_passt())
 
 
 def leftovers() -> list[str]:
