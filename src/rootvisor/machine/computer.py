@@ -131,6 +131,8 @@ class Computer:
         vm.coalesced.add(0x70, 1, ports=True)
         vm.coalesced.add(0x80, 1, ports=True)
         vm.coalesced.add(0xCF8, 4, ports=True)
+        # The UART's FIFO and line control: what they change shows at the next access to one of its other registers.
+        vm.coalesced.add(COM1[0] + 2, 2, ports=True)
         self.power = PowerManagement(lambda level: vm.irq_line(SCI_GSI, level), partition.end)
         ports.add(PM1_EVENT, 6, self.power)
         ports.add(PM_TIMER, 4, PmTimer())
