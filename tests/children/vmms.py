@@ -3,7 +3,7 @@
 
     kills N SEED    N VMMs, each killed with SIGKILL at a random moment of its life, beside two that go on working
     cycles N        N partitions, one after the other, from creation to deletion
-    many N          N VMMs at once, each of which has its guest fill 128 MiB and add them up
+    many N MIB      N VMMs at once, each of which has its guest of 128 MiB fill so many and add them up
     leave N         N VMMs with guests at work, and then nothing more
 
 What it says is for tests/kvm/test_vmms.py, which looks at the hypervisor's process from outside: after a line that ends
@@ -207,8 +207,8 @@ def cycles(count: int) -> None:
     wait_for(lambda: children() == [], "all partitions are gone")
 
 
-def sum_up(number: int) -> None:
-    """Fills 120 MiB of a guest's 128, and adds them up."""
+def sum_up(number: int, mib: int) -> None:
+    """Fills ``mib`` of a guest's 128 MiB, above the first 8, and adds them up."""
     from rootvisor.mshv import Mshv
     from tests.children.guest import Guest
     from tests.children.guests_at_work import FILL_AND_SUM
@@ -216,7 +216,7 @@ def sum_up(number: int) -> None:
     with Mshv() as mshv, Guest(mshv, FILL_AND_SUM, memory=128 * MIB) as guest:
         while not _shared[_GO]:
             time.sleep(0.02)
-        pages = 120 * MIB >> 12
+        pages = mib * MIB >> 12
         guest.vp.set_registers(rbx=8 * MIB, rcx=pages, rdx=number)
         (total,) = guest.finish()
         expected = sum(range(number, number + pages)) & 0xFFFFFFFF
@@ -224,17 +224,17 @@ def sum_up(number: int) -> None:
             raise AssertionError(f"guest {number} counts {total:#x}, not {expected:#x}")
 
 
-def many(count: int) -> None:
-    started = time.monotonic()
-    pids = [fork(lambda number=number: sum_up(number)) for number in range(count)]
+def many(count: int, mib: int) -> None:
+    pids = [fork(lambda number=number: sum_up(number, mib)) for number in range(count)]
     wait_for(lambda: len(children()) == count, "all partitions are there")
     ask("all are there")
+    started = time.monotonic()
     _shared[_GO] = 1
     for number, pid in enumerate(pids):
         _, status = os.waitpid(pid, 0)
         if status:
             sys.exit(f"VMM {number} ended with status {status}")
-    say(f"figure {count} guests of 128 MiB at work for {time.monotonic() - started:.1f} s")
+    say(f"figure {count} guests of 128 MiB fill and add {mib} MiB each in {time.monotonic() - started:.1f} s")
     wait_for(lambda: children() == [], "all partitions are gone")
     complain()
 
