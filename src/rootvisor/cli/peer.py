@@ -142,6 +142,13 @@ def path() -> None:
     help="MiB of a guest.",
 )
 @option(
+    "--append",
+    group=_GUEST,
+    default="",
+    metavar="TEXT",
+    help="More words for the guest's kernel command line.",
+)
+@option(
     "--accel",
     group=_HOW,
     type=click.Choice(["mshv", "kvm"]),
@@ -193,6 +200,7 @@ def boot(
     times: int,
     parallel: int,
     guest_memory: int,
+    append: str,
     accel: str,
     scheduler: str,
     root_vps: int,
@@ -223,6 +231,7 @@ def boot(
         parallel=parallel,
         memory_mib=guest_memory,
         timeout_s=guest_timeout,
+        append=append,
     )
     boots: list[dict[str, Any]] = []
     root: dict[str, Any] = {}

@@ -512,6 +512,8 @@ class ChildVp(VirtualProcessor):
         ):
             return self._string_port(access, linear, code)
         self._port_rip = linear
+        if access & 0xFFFF == root_reaction.OUT_WORD and root_reaction.is_command(access >> 16 & 0xFFFF):
+            self.lets_root_react = self.to_do = True
         return self._intercept(
             tlfs.X64_IO_PORT_INTERCEPT,
             intercepts.io_port(

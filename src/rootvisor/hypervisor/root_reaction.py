@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time for the root to act upon what a guest wrote, before the guest goes on.
 
-A guest powers off by writing a byte into a register of its chip set, and then reads the next register in a loop (Linux:
-``drivers/acpi/acpica/hwesleep.c``). The VMM's main thread takes note and interrupts RUN_VP, once. QEMU's processor
-thread forgets an interruption that comes while it is not in RUN_VP, or in it with the guest's next intercept ready
-(``accel/mshv/mshv-all.c``: ``sa_ipi_handler``); then both go on for ever. So after a byte to a device the VP stays out
-of the guest until the root's VPs have become idle, which they are as soon as nobody in there has anything to do about
-the byte. Other writes are not delayed: drivers write words, and many.
+A guest powers off by writing into a register of its chip set, and then reads the next register in a loop (Linux:
+``drivers/acpi/acpica/hwesleep.c``, a byte in memory; ``hwsleep.c``, a word at a port). The VMM's main thread takes note
+and interrupts RUN_VP, once. QEMU's processor thread forgets an interruption that comes while it is not in RUN_VP, or in
+it with the guest's next intercept ready: its loop ends with a failed RUN_VP and with nothing else
+(``accel/mshv/mshv-all.c``: ``mshv_cpu_exec``, ``sa_ipi_handler``), and there is never a second signal
+(``system/cpus.c``: ``cpus_kick_thread``). Then both go on for ever. So after such a write the VP stays out of the guest
+until the root's VPs have become idle, which they are as soon as nobody in there has anything to do about it. Other
+writes are not delayed: they are many, and queues of devices are notified with words in memory.
 """
 
 from __future__ import annotations
@@ -18,11 +20,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+#: KVM_EXIT_IO's first bytes for OUT of a word: direction, size.
+OUT_WORD = 0x0201
+#: The data port of PCI configuration mechanism 1 (four ports) and VGA's registers take words all the time.
+_CONFIGURATION = range(0xCFC, 0xD00)
+_VGA = range(0x3B0, 0x3E0)
 #: After this long the guest goes on all the same.
 LIMIT_S = 0.25
 _LOOK_S = 0.002
 #: So many looks in a row find every VP idle.
 _QUIET = 2
+
+
+def is_command(port: int) -> bool:
+    """Whether a word written to that port may be one that the VMM acts upon at once: power management is."""
+    return port not in _CONFIGURATION and port not in _VGA
 
 
 def thread_is_idle(thread_id: int) -> bool:

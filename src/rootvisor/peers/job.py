@@ -36,7 +36,8 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything about a series of boots. `accelerator` is `mshv` or `kvm`; `times` repeats the whole series."""
+    """Everything about a series of boots. `accelerator` is `mshv` or `kvm`; `times` repeats the whole series; `append`
+    goes behind the guest's command line."""
 
     guests: Sequence[Guest]
     program: str
@@ -46,6 +47,7 @@ class Request:
     memory_mib: int = 256
     timeout_s: float = 180.0
     cpu: str = "host"
+    append: str = ""
 
 
 def combinations(kernels: Iterable[Kernel], machines: Iterable[str], vps: Iterable[int]) -> list[Guest]:
@@ -80,7 +82,7 @@ def prepare(request: Request, folder: Path, python: Sequence[str]) -> list[str]:
                 kernel=str(one.kernel.image),
                 initrd=str(ramdisks[one.kernel]),
                 disk=str(folder / "disk"),
-                append=guest.command_line(PORT),
+                append=guest.command_line(PORT, one.machine, request.append),
             ),
             "expected": {"up": one.kernel.version, "processors": str(one.vps), **sums},
             "timeout_s": request.timeout_s,

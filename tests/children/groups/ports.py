@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from contextlib import contextmanager
+
 from rootvisor.mshv import READ, WRITE, IoPort, Mshv, Segment
 from tests.children.code import Code
 from tests.children.guest import FREE, Guest, check, must_be
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OUT = Code("""
     movq $0x1122334455667788, %rax
@@ -227,3 +236,48 @@ def test_every_port_is_the_vmms(mshv: Mshv) -> None:
                 continue
             guest.reply(must_be(guest.run(), IoPort, port=port), 0)
         guest.finish()
+
+
+WORDS = Code("""
+1:  movw $0x604, %dx
+    outw %ax, %dx
+    outb %al, $0x70
+    movw $0xCFE, %dx
+    outw %ax, %dx
+    outb %al, $0x70
+    jmp 1b
+""")
+
+
+def test_root_has_time_to_act_upon_a_word_at_a_port(mshv: Mshv) -> None:
+    # A guest powers off by such a word, and QEMU's processor thread must be in RUN_VP when QEMU stops it. The time is
+    # a quarter of a second as long as the root is busy, and words for PCI configuration space are not held up.
+    with Guest(mshv, WORDS) as guest, busy_root():
+        waits: dict[int, list[float]] = {0x604: [], 0xCFE: []}
+        for port in (0x604, 0xCFE) * 4:
+            guest.skip(must_be(guest.next(), IoPort, port=port, size=2))
+            began = time.monotonic()
+            message = must_be(guest.next(), IoPort, port=0x70)
+            waits[port].append(time.monotonic() - began)
+            guest.skip(message)
+    assert min(waits[0x604]) >= 0.24, waits
+    assert min(waits[0xCFE]) < 0.24, waits
+
+
+@contextmanager
+def busy_root() -> Iterator[None]:
+    """Every processor of the root has something to do."""
+    children = []
+    for cpu in os.sched_getaffinity(0):
+        child = os.fork()
+        if not child:
+            os.sched_setaffinity(0, [cpu])
+            while True:
+                pass
+        children.append(child)
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

@@ -72,3 +72,11 @@ def test_wait_ends_although_the_root_is_busy_for_good(
     looks = states(True)
     root_reaction.wait([7], lambda: False)
     assert looks
+
+
+@pytest.mark.parametrize(
+    ("port", "answer"),
+    [(0x604, True), (0xCF8, True), (0xCFC, False), (0xCFE, False), (0xD00, True), (0x3CE, False), (0, True)],
+)
+def test_words_at_ports_are_commands_but_for_configuration_space_and_vga(port: int, answer: bool) -> None:
+    assert root_reaction.is_command(port) is answer

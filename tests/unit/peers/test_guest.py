@@ -29,7 +29,7 @@ def argv(machine: str, accelerator: str = "mshv") -> list[str]:
         kernel="/k",
         initrd="/i",
         disk="/d",
-        append=guest.command_line(80),
+        append=guest.command_line(80, machine),
     )
 
 
@@ -74,8 +74,13 @@ def test_filler_is_the_same_each_time() -> None:
 
 
 def test_command_line_names_the_server() -> None:
-    assert "guest.url=http://10.0.2.2:80/page" in guest.command_line(80).split()
-    assert guest.command_line(80, "quiet").endswith(" quiet")
+    assert "guest.url=http://10.0.2.2:80/page" in guest.command_line(80, "microvm").split()
+    assert guest.command_line(80, "microvm", "quiet").endswith(" quiet")
+
+
+def test_command_line_of_a_q35_keeps_linux_from_buses_that_are_not_there() -> None:
+    assert "pci=lastbus=0" in guest.command_line(80, "q35").split()
+    assert "pci=lastbus=0" not in guest.command_line(80, "microvm").split()
 
 
 def test_qemu_argv_microvm_has_virtio_mmio_and_q35_has_pci() -> None:
