@@ -227,6 +227,7 @@ def boot(
         guests=guests,
         program=str(qemu.program),
         accelerator=accel,
+        scheduler=scheduler,
         times=times,
         parallel=parallel,
         memory_mib=guest_memory,

@@ -7,6 +7,7 @@ JOB is a JSON file that `outer` wrote:
     parallel    how many run at the same time
     page, port  what the server in here serves, and on which port of 127.0.0.1
     mshv        whether /dev/mshv is used: then the root's log and its partitions are looked at as well
+    fifo        whether QEMU gets the scheduling policy SCHED_FIFO
 
 Each line on standard output is a JSON document: {"boot": {...}} when a guest has ended, {"root": {...}} at the end.
 """
@@ -136,7 +137,8 @@ def boot_all(guests: list[dict[str, Any]], parallel: int, report: Any, fifo: boo
     With `fifo` a thread of QEMU runs until it waits (SCHED_FIFO). A processor's thread forgets that QEMU wants to stop
     it while it is not in RUN_VP (see hypervisor.root_reaction); so it waits there by the time the main thread, which a
     write of the guest has woken up, comes to that. By turns in slices of 3 ms it often does not: they are short where
-    the processor is emulated.
+    the processor is emulated. (Under the root's scheduler the guest computes in RUN_VP, and nobody else would have a
+    turn.)
     """
     waiting = list(reversed(guests))
     watched = poll()
@@ -301,7 +303,7 @@ def main() -> int:
     bring_up_loopback()
     server = serve(content, job["port"])
     try:
-        boot_all(job["guests"], job["parallel"], lambda result: _say("boot", result), fifo=job["mshv"])
+        boot_all(job["guests"], job["parallel"], lambda result: _say("boot", result), fifo=job["fifo"])
     finally:
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)

@@ -36,12 +36,13 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything about a series of boots. `accelerator` is `mshv` or `kvm`; `times` repeats the whole series; `append`
-    goes behind the guest's command line."""
+    """Everything about a series of boots. `accelerator` is `mshv` or `kvm`; `scheduler` is `hypervisor` or `root`;
+    `times` repeats the whole series; `append` goes behind the guest's command line."""
 
     guests: Sequence[Guest]
     program: str
     accelerator: str = "mshv"
+    scheduler: str = "hypervisor"
     times: int = 1
     parallel: int = 1
     memory_mib: int = 256
@@ -95,6 +96,7 @@ def prepare(request: Request, folder: Path, python: Sequence[str]) -> list[str]:
         "page": str(folder / "page"),
         "port": PORT,
         "mshv": request.accelerator == "mshv",
+        "fifo": request.accelerator == "mshv" and request.scheduler == "hypervisor",
     }
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
