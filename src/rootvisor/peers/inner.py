@@ -36,7 +36,7 @@ _DEBUGFS = "/sys/kernel/debug"
 class Boot:
     """One guest while it runs: its process, what it has printed, what it has said."""
 
-    def __init__(self, guest: dict[str, Any], fifo: bool) -> None:
+    def __init__(self, guest: dict[str, Any], fifo: bool = False) -> None:
         self.guest = guest
         self.started = time.monotonic()
         self.deadline = self.started + guest["timeout_s"]
