@@ -21,17 +21,18 @@ _COMPLETE = "_ROOTVISOR_COMPLETE"
 """Variable with which a shell asks for completions (click's convention)."""
 
 _COMMANDS = {
-    "run": "rootvisor.cli.run:run",
-    "guest": "rootvisor.cli.guest:guest",
-    "demo": "rootvisor.cli.demo:demo",
-    "kernel": "rootvisor.cli.kernel:kernel",
-    "doctor": "rootvisor.cli.doctor:doctor",
-    "trace": "rootvisor.cli.trace:trace",
-    "bench": "rootvisor.cli.bench:bench",
-    "peer": "rootvisor.cli.peer:peer",
-    "vmm": "rootvisor.cli.vmm:vmm",
+    "run": ("rootvisor.cli.run:run", "Boot Linux as the root partition; run a command in it"),
+    "guest": ("rootvisor.cli.guest:guest", "Run a command in a Linux guest of the root partition"),
+    "demo": ("rootvisor.cli.demo:demo", "Boot the root partition and a guest; show the evidence"),
+    "kernel": ("rootvisor.cli.kernel:kernel", "Build, list, find and remove kernels"),
+    "doctor": ("rootvisor.cli.doctor:doctor", "Check this machine, and say how to mend what is missing"),
+    "trace": ("rootvisor.cli.trace:trace", "Look at files that run --trace FILE wrote"),
+    "bench": ("rootvisor.cli.bench:bench", "Measure boots, exits, children and guests beside QEMU"),
+    "peer": ("rootvisor.cli.peer:peer", "Boot guests with an unmodified QEMU in the root partition"),
+    "vmm": ("rootvisor.cli.vmm:vmm", "Run a Linux guest, from within a root partition"),
 }
-"""Command name to `module:attribute`. A command's module is imported when it is used: start-up stays quick.
+"""Command name to `module:attribute`, and its line in the list. A command's module is imported when it is used:
+start-up stays quick.
 """
 
 
@@ -44,11 +45,12 @@ class _LazyGroup(DocumentedGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
-        target = _COMMANDS.get(cmd_name)
-        if target is None:
+        if cmd_name not in _COMMANDS:
             return None
+        target, summary = _COMMANDS[cmd_name]
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        command.short_help = summary
         return command
 
 
