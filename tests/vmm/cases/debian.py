@@ -51,7 +51,7 @@ def test_whole_system_has_a_login_prompt_and_ssh(job: Job) -> None:
         _run("ip", *words)
     options = ("--disk", f"path={image},image_type=qcow2,backing_files=on", "--net", "tap=tap0")
     with Guest(job, _WORK, *options, kernel="stock-elf", memory="512M", cpus=2) as guest:
-        guest.prints(b"guest login: ", 4 * PATIENCE_S)
+        guest.prints(b"guest login: ", 6 * PATIENCE_S)
         prompt = time.monotonic() - guest.started
         guest.types(b"root\n")
         guest.prints(b"Password: ")
@@ -70,7 +70,7 @@ def test_whole_system_has_a_login_prompt_and_ssh(job: Job) -> None:
     print("note", f"login prompt after {prompt:.1f} s, all units and an answer by ssh after {ready:.1f} s")
 
 
-test_whole_system_has_a_login_prompt_and_ssh.limit = 1200  # type: ignore[attr-defined]
+test_whole_system_has_a_login_prompt_and_ssh.limit = 1800  # type: ignore[attr-defined]
 
 
 def _private(path: str, flags: int) -> int:
