@@ -45,8 +45,11 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, i
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
-	ROOTVISOR_SOAK=1 ROOTVISOR_PEER_MACHINES=microvm,q35 ROOTVISOR_PEER_KERNELS=mshv,stock ROOTVISOR_PEER_VPS=1,2,4 \
-	ROOTVISOR_PEER_SCHEDULERS=hypervisor,root $(VENV)/bin/pytest tests/peers
+	ROOTVISOR_SOAK=1 $(VENV)/bin/pytest tests/peers
+	ROOTVISOR_PEER_MACHINES=microvm ROOTVISOR_PEER_KERNELS=mshv ROOTVISOR_PEER_VPS=1 ROOTVISOR_PEER_BOOTS=50 \
+	    $(VENV)/bin/pytest tests/peers/test_qemu.py
+	ROOTVISOR_PEER_MACHINES=microvm ROOTVISOR_PEER_KERNELS=mshv ROOTVISOR_PEER_VPS=1 ROOTVISOR_PEER_BOOTS=16 \
+	ROOTVISOR_PEER_PARALLEL=8 $(VENV)/bin/pytest tests/peers/test_qemu.py
 	ROOTVISOR_SOAK=1 ROOTVISOR_VMM_REBOOTS=100 ROOTVISOR_VMM_CYCLES=20 ROOTVISOR_VMM_KILLS=50 ROOTVISOR_VMM_LIMIT=14400 \
 	$(VENV)/bin/pytest tests/vmm
 
