@@ -21,14 +21,22 @@ FOLDER = Path(__file__).resolve().parent
 SOURCE = FOLDER.parents[1] / "src"
 WIDTH = 100
 
-sys.path.insert(0, str(SOURCE))
+sys.path[:0] = [str(SOURCE), str(FOLDER.parents[1])]
 
 from rootvisor.cli.app import cli  # noqa: E402
 from rootvisor.cli.errors import EXIT_STATUSES  # noqa: E402
 from rootvisor.hypervisor import calls  # noqa: E402
-from rootvisor.hypervisor.hypercall_table import REP, TABLE, VARIABLE  # noqa: E402
+from rootvisor.hypervisor.hypercall_table import (  # noqa: E402
+    GUEST_TABLE,
+    REP,
+    REP_VARIABLE,
+    TABLE,
+    VARIABLE,
+    HypercallTable,
+)
 from rootvisor.tlfs import hypercalls, privileges  # noqa: E402
 from rootvisor.vmm import api_routes, openapi  # noqa: E402
+from tests.conformance import table  # noqa: E402
 
 NOTE = "<!-- Made by docs/reference/generate.py; change the code, then run it. -->\n"
 CLICK = f"<!-- Laid out by click {'.'.join(version('click').split('.')[:2])}. -->\n"
@@ -41,8 +49,17 @@ def pages() -> dict[str, str]:
         "exit-statuses.md": exit_statuses_page(),
         "hypercalls.md": hypercalls_page(),
         "api.md": api_page(),
+        "conformance.md": f"{NOTE}\n{table.page(_results())}",
         "openapi.json": json.dumps(openapi.document(), indent=1) + "\n",
     }
+
+
+def _results() -> dict[str, str] | None:
+    """Outcomes of the KVM suite (written where ROOTVISOR_CONFORMANCE says), if they are given on the command line."""
+    if len(sys.argv) != 3 or sys.argv[1] != "--results":
+        return None
+    outcomes: dict[str, str] = json.loads(Path(sys.argv[2]).read_text())
+    return outcomes
 
 
 def cli_page() -> str:
@@ -80,25 +97,33 @@ def hypercalls_page() -> str:
     """The calls that are carried out."""
     calls.load()
     calls.load_children()
+    calls.load_guest()
+    note = (
+        "Every other code is answered with HV_STATUS_INVALID_HYPERCALL_CODE. Input bytes are those of the fixed part; "
+        "elements or a variable header follow.\n"
+    )
+    guest = "Calls that only a guest with a computer of its own (`rootvisor run --as guest`) is offered:\n"
+    return f"{NOTE}\n# Hypercalls\n\n{note}\n{_calls(TABLE)}\n## Guests\n\n{guest}\n{_calls(GUEST_TABLE)}"
+
+
+def _calls(table: HypercallTable) -> str:
     names = {
         value: name
         for name, value in vars(privileges).items()
         if isinstance(value, int) and name.isupper() and not name.startswith("FEATURE_")
     }
     rows = []
-    for code, call in sorted(TABLE.calls.items()):
-        kind = {REP: "rep", VARIABLE: "variable header"}.get(call.kind, "simple")
+    for code, call in sorted(table.calls.items()):
+        kind = {REP: "rep", VARIABLE: "variable header", REP_VARIABLE: "rep, variable header"}.get(
+            call.kind, "simple"
+        )
         purpose = (call.handler.__doc__ or "").strip().split("\n\n")[0]
         purpose = " ".join(purpose.split())
         privilege = names.get(call.privilege, "-") if call.privilege else "-"
         name = hypercalls.call_name(code)
         rows.append(f"| `{code:#06x}` | {name} | {kind} | {call.size} | {privilege} | {purpose} |")
     head = "| code | call | form | input bytes | privilege | what it does |\n|---|---|---|---|---|---|\n"
-    note = (
-        "Every other code is answered with HV_STATUS_INVALID_HYPERCALL_CODE. Input bytes are those of the fixed part; "
-        "elements or a variable header follow.\n"
-    )
-    return f"{NOTE}\n# Hypercalls\n\n{note}\n{head}" + "\n".join(rows) + "\n"
+    return head + "\n".join(rows) + "\n"
 
 
 def api_page() -> str:

@@ -37,6 +37,26 @@ def unusable() -> str:
     return "" if verdict["usable"] else str(verdict["reason"])
 
 
+#: Test (file::function, all its parameters together) to the worst outcome.
+_outcomes: dict[str, str] = {}
+_RANKS = ("passed", "skipped", "failed")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keeps outcomes of tests for docs/reference/conformance.md."""
+    name = report.nodeid.rpartition("/")[2].partition("[")[0]
+    if report.when == "call" or report.outcome != "passed":
+        _outcomes[name] = max(_outcomes.get(name, "passed"), report.outcome, key=_RANKS.index)
+
+
+def pytest_sessionfinish() -> None:
+    """Writes them where ROOTVISOR_CONFORMANCE says."""
+    path = os.environ.get("ROOTVISOR_CONFORMANCE")
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(_outcomes, file, indent=1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def usable_kvm() -> None:
     reason = unusable()

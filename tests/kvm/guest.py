@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.hypercall_abi import write_page
@@ -197,14 +198,11 @@ class Guest:
         self._shared = SharedMemory("guest", RAM)
         self.ram = self._shared.view
         memory = GuestMemory((MemoryRegion(0, RAM, self.ram, self._shared.fd, 0),))
-        self.owned_pages = OwnedPages.needed(vps)
-        self.partition = partition = self.hypervisor.create_root(memory, (OWNED, self.owned_pages))
+        self.partition = partition = self._create(memory, vps)
         if privileges is not None:
             partition.privileges = privileges
         if features is not None:
             partition.features = features
-        partition.vm.set_memory(0, 0, RAM, self._shared.address)
-        write_page(partition.hypercall_page.view)
         self._bell = _Bell(vps)
         self._started: set[int] = set()
         partition.ports.add(DOORBELL, 1, self._bell)
@@ -214,11 +212,19 @@ class Guest:
         self._start()
         self._wait(0)
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _create(self, memory: GuestMemory, vps: int) -> RootPartition:
+        """The partition, its memory shown to KVM."""
+        self.owned_pages = OwnedPages.needed(vps)
+        partition = self.hypervisor.create_root(memory, (OWNED, self.owned_pages))
+        partition.vm.set_memory(0, 0, RAM, self._shared.address)
+        write_page(partition.hypercall_page.view)
+        return partition
 
     # --- set-up ---------------------------------------------------------------------------------------------------
     def _load(self, vps: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from ..kvm import abi, tsc_offset
 from ..tlfs import cpuid, privileges
+from . import calls
 from .computer_partition import ComputerPartition
 from .guest_overlay import GuestOverlayPages
 from .guest_vp import GuestVp
 from .hypercall_abi import write_page
+from .hypercall_table import GUEST_TABLE
 from .plain_interrupts import PlainInterrupts
 from .synthetic_timers import GuestClock, TimerQueue
 
@@ -82,6 +84,8 @@ class GuestPartition(ComputerPartition):
         self.hypercall_page = self.overlays.allocate(writable=False)
         write_page(self.hypercall_page.view)
         self.tsc_page = self.overlays.allocate(writable=False)
+        calls.load_guest()
+        self.calls = GUEST_TABLE.calls
         #: whether this machine's KVM ends interrupts of SINTs by itself
         self.auto_eoi = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
 

@@ -9,7 +9,7 @@ from fcntl import ioctl
 
 from ..bus.address_space import AddressError
 from ..kvm import abi
-from ..tlfs import msrs
+from ..tlfs import msrs, status
 from . import memory_access, page_walk
 from .computer_vp import ComputerVp
 from .errors import HvError
@@ -31,6 +31,8 @@ _GENERAL_PROTECTION = 13
 _IDLE_LOOK_S = 0.001
 #: A flush that a VP does not answer within this time: it has been kicked and does something else outside the guest.
 _KICK_AGAIN_S = 0.02
+#: So many looks in a row that find a VP outside of the guest are enough.
+_ERRAND_LOOKS = 25
 _IRR = range(0x200, 0x280, 0x10)
 #: How often a VP may fail at memory without a page to blame.
 _UNEXPLAINED_LIMIT = 64
@@ -96,7 +98,8 @@ class GuestVp(ComputerVp):
     def errand(self, work: Callable[[], None], caller: GuestVp) -> None:
         """Has the VP's thread do ``work`` outside of the guest, and waits for it; HvError comes from there.
 
-        ``caller`` is the VP that asks, which does its own errands meanwhile. It holds no lock.
+        ``caller`` is the VP that asks, which does its own errands meanwhile. It holds no lock. INVALID_VP_STATE when
+        the VP is busy outside of the guest all the time.
         """
         if caller is self:
             work()
@@ -114,6 +117,7 @@ class GuestVp(ComputerVp):
                 done.release()
 
         self.errands.append(run)
+        patience = _ERRAND_LOOKS
         while True:
             self.vcpu.kick()
             if done.acquire(timeout=_KICK_AGAIN_S):
@@ -121,6 +125,10 @@ class GuestVp(ComputerVp):
             caller._do_errands()
             if self.stopping:
                 return
+            patience = _ERRAND_LOOKS if self.in_guest else patience - 1
+            if not patience and run in self.errands:
+                self.errands.remove(run)
+                raise HvError(status.INVALID_VP_STATE)
         if outcome:
             raise outcome[0]
 

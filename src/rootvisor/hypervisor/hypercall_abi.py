@@ -15,6 +15,8 @@ from ..kvm import abi
 from ..kvm.vcpu import FPU_XMM
 from ..tlfs import status
 from ..tlfs.hypercalls import (
+    CODE_EXTENDED_FIRST,
+    CODE_EXTENDED_LAST,
     CONTROL_CODE,
     CONTROL_FAST,
     CONTROL_REP_COUNT_SHIFT,
@@ -23,9 +25,9 @@ from ..tlfs.hypercalls import (
     CONTROL_VARIABLE_SHIFT,
     RESULT_REPS_SHIFT,
 )
-from ..tlfs.privileges import FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
+from ..tlfs.privileges import ENABLE_EXTENDED_HYPERCALLS, FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
 from .errors import HvError, Restart, UndefinedOpcode
-from .hypercall_table import REP, SIMPLE, TABLE, VARIABLE, Hypercall
+from .hypercall_table import REP, REP_VARIABLE, SIMPLE, TABLE, VARIABLE, Hypercall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,9 +136,17 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     if call is None:
         with partition.hypervisor.lock:
             call = TABLE.find(code)
+        if call is None and partition.calls is not None:
+            call = partition.calls.get(code)
     counted = code if call is not None else UNKNOWN_CODE
     vp.hypercalls[counted] = vp.hypercalls.get(counted, 0) + 1
     if call is None:
+        if (
+            CODE_EXTENDED_FIRST <= code <= CODE_EXTENDED_LAST
+            and partition.calls is not None
+            and not partition.privileges & ENABLE_EXTENDED_HYPERCALLS
+        ):
+            raise HvError(status.ACCESS_DENIED)
         raise HvError(status.INVALID_HYPERCALL_CODE)
     if call.privilege & ~partition.privileges:
         raise HvError(status.ACCESS_DENIED)
@@ -146,14 +156,16 @@ def _dispatch(vp: VirtualProcessor, code: int, control: int, first: int, second:
     kind = call.kind
     if (
         control & CONTROL_RESERVED
-        or (variable and kind != VARIABLE)
-        or ((count or start) and kind != REP)
-        or (kind == REP and start >= count)
+        or (variable and kind != VARIABLE and kind != REP_VARIABLE)
+        or ((count or start) and kind < REP)
+        or (kind >= REP and start >= count)
     ):
         raise HvError(status.INVALID_HYPERCALL_INPUT)
     in_size = call.size + variable * 8 + count * call.element
     out_size = call.output + count * call.output_element
     if control & CONTROL_FAST:
+        if code >= CODE_EXTENDED_FIRST:
+            raise HvError(status.INVALID_PARAMETER)
         return _fast(vp, call, first, second, in_size, out_size, start, count, long_mode)
     pages = vp.operand_pages
     data = output = _EMPTY
@@ -182,9 +194,14 @@ def _run(
             output[: len(answer)] = answer
         return 0
     with vp.partition.hypervisor.lock:
-        if kind == REP:
+        if kind >= REP:
             vp.deadline = perf_counter_ns() + SLICE_NS
             try:
+                if kind == REP_VARIABLE:
+                    elements = len(data) - count * call.element
+                    return call.handler(  # type: ignore[no-any-return]
+                        vp, data[call.size : elements], data[elements:], start, count, *fields
+                    )
                 done: int = call.handler(vp, data[call.size :], output, start, count, *fields)
             except HvError as error:
                 if (

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SIMPLE = 0
 VARIABLE = 1
 REP = 2
+#: A repeated call with a variable header.
+REP_VARIABLE = 3
 
 
 class Hypercall:
@@ -64,7 +66,7 @@ class Hypercall:
 
 
 class HypercallTable:
-    """Codes to calls; one table serves every partition. ``more`` declares the calls that are not there yet."""
+    """Codes to calls. ``more`` declares the calls that are not there yet."""
 
     __slots__ = ("calls", "more")
 
@@ -100,7 +102,7 @@ class HypercallTable:
         return self._register(code, VARIABLE, layout, output, 0, 0, privilege)
 
     def rep(
-        self, code: int, layout: Layout, element: int, output_element: int = 0, privilege: int = 0
+        self, code: int, layout: Layout | None, element: int, output_element: int = 0, privilege: int = 0
     ) -> Callable[[Callable[..., int]], Callable[..., int]]:
         """``handler(vp, elements, output, start, count, *fields) -> done``; raises HvError(status, done) on failure.
 
@@ -108,6 +110,12 @@ class HypercallTable:
         without an error makes the VP issue the call again from there, after interrupts had their chance.
         """
         return self._register(code, REP, layout, 0, element, output_element, privilege)
+
+    def rep_variable(
+        self, code: int, layout: Layout, element: int, privilege: int = 0
+    ) -> Callable[[Callable[..., int]], Callable[..., int]]:
+        """``handler(vp, header, elements, start, count, *fields) -> done``: :meth:`rep` behind a variable header."""
+        return self._register(code, REP_VARIABLE, layout, 0, element, 0, privilege)
 
     def _register(
         self,
@@ -130,4 +138,7 @@ class HypercallTable:
         return register
 
 
+#: The calls of every partition.
 TABLE = HypercallTable()
+#: Those that only a guest with a computer of its own is offered; elsewhere their codes do not exist.
+GUEST_TABLE = HypercallTable()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory
     from ..kvm.vm import Vm
     from ..trace.sink import Sink
+    from .hypercall_table import Hypercall
     from .hypervisor import Hypervisor
     from .overlay import OverlayPage
     from .vp import VirtualProcessor
@@ -30,7 +31,7 @@ class Partition:
     """
 
     __slots__ = (
-        "_end_lock", "apic_hz", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
+        "_end_lock", "apic_hz", "calls", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
         "features", "guest_os_id", "hypercall_page", "hypervisor", "hypervisor_present", "id", "last_leaf", "max_vps",
         "memory", "privileges", "recommendations", "reenlightenment", "reference_time", "trace", "tsc_invariant",
         "tsc_page", "vm", "vps",
@@ -64,6 +65,8 @@ class Partition:
         self.reenlightenment: dict[int, int] = {}
         self.crash_parameters = [0] * 5
         self.crash_report = b""
+        #: calls beside those of every partition
+        self.calls: dict[int, Hypercall] | None = None
         self.trace: Sink | None = None
         #: how it ended ("poweroff", "reset", "crash", "triple-fault", "host-error", ...), "" while it runs
         self.ended = ""

@@ -15,6 +15,9 @@ CONTROL_REP_START_SHIFT = 48  # 12 bits
 CONTROL_RESERVED = 0xF000_F000_F800_0000
 RESULT_REPS_SHIFT = 32
 
+#: Codes of extended hypercalls: the first one tells by 64 bits which of the others there are.
+CODE_EXTENDED_FIRST, CODE_EXTENDED_LAST = 0x8001, 0x8041
+
 SELF = 0xFFFF_FFFF_FFFF_FFFF
 
 # --- codes --------------------------------------------------------------------------------------------------------
@@ -24,6 +27,11 @@ FLUSH_VIRTUAL_ADDRESS_LIST = 0x0003
 GET_LOGICAL_PROCESSOR_RUN_TIME = 0x0004
 NOTIFY_LONG_SPIN_WAIT = 0x0008
 SEND_IPI = 0x000B
+MODIFY_VTL_PROTECTION_MASK = 0x000C
+ENABLE_PARTITION_VTL = 0x000D
+ENABLE_VP_VTL = 0x000F
+VTL_CALL = 0x0011
+VTL_RETURN = 0x0012
 FLUSH_VIRTUAL_ADDRESS_SPACE_EX = 0x0013
 FLUSH_VIRTUAL_ADDRESS_LIST_EX = 0x0014
 SEND_IPI_EX = 0x0015
@@ -64,22 +72,30 @@ REGISTER_INTERCEPT_RESULT = 0x0091
 ASSERT_VIRTUAL_INTERRUPT = 0x0094
 CREATE_PORT = 0x0095
 CONNECT_PORT = 0x0096
+START_VIRTUAL_PROCESSOR = 0x0099
 GET_VP_INDEX_FROM_APIC_ID = 0x009A
 SIGNAL_EVENT_DIRECT = 0x00C0
 POST_MESSAGE_DIRECT = 0x00C1
 DISPATCH_VP = 0x00C2
 GET_GPA_PAGES_ACCESS_STATES = 0x00C9
+VTL_ACCESS_CHECK = 0x00D4
+ACCEPT_GPA_PAGES = 0x00D9
+MODIFY_SPARSE_GPA_PAGE_HOST_VISIBILITY = 0x00DB
 MAP_VP_STATE_PAGE = 0x00E1
 UNMAP_VP_STATE_PAGE = 0x00E2
 GET_VP_STATE = 0x00E3
 SET_VP_STATE = 0x00E4
 GET_VP_CPUID_VALUES = 0x00F4
 GET_PARTITION_PROPERTY_EX = 0x0101
+QUERY_SPARSE_GPA_PAGE_HOST_VISIBILITY = 0x011C
+EXT_QUERY_CAPABILITIES = 0x8001
 
 NAMES = {
     value: name
     for name, value in list(globals().items())
-    if name.isupper() and isinstance(value, int) and not name.startswith(("CONTROL_", "RESULT_", "SELF"))
+    if name.isupper()
+    and isinstance(value, int)
+    and not name.startswith(("CONTROL_", "RESULT_", "SELF", "CODE_"))
 }
 
 # --- inputs and outputs -------------------------------------------------------------------------------------------
@@ -159,6 +175,18 @@ SEND_IPI_INPUT = Layout("hv_send_ipi", 16, "vector:I", "target_vtl:B", "reserved
 SEND_IPI_EX_INPUT = Layout(
     "hv_send_ipi_ex", 24, "vector:I", "target_vtl:B", "reserved:3s", "set_format:Q", "bank_mask:Q"
 )
+SWITCH_VIRTUAL_ADDRESS_SPACE_INPUT = Layout("hv_switch_virtual_address_space", 8, "cr3:Q")
+START_VIRTUAL_PROCESSOR_INPUT = Layout(
+    "hv_enable_vp_vtl", 240, "partition_id:Q", "vp_index:I", "target_vtl:B", "_:3x", "context:224s"
+)
+#: Where a VP starts (struct hv_init_vp_context): segments are base, limit, selector, attributes.
+VP_CONTEXT = Layout(
+    "hv_init_vp_context", 224,
+    "rip:Q", "rsp:Q", "rflags:Q", "cs:16s", "ds:16s", "es:16s", "fs:16s", "gs:16s", "ss:16s", "tr:16s", "ldtr:16s",
+    "idtr:16s", "gdtr:16s", "efer:Q", "cr0:Q", "cr3:Q", "cr4:Q", "pat:Q",
+)  # fmt: skip
+SEGMENT = Layout("hv_x64_segment_register", 16, "base:Q", "limit:I", "selector:H", "attributes:H")
+DESCRIPTOR_TABLE = Layout("hv_x64_table_register", 16, "_:6x", "limit:H", "base:Q")
 FLUSH_INPUT = Layout("hv_tlb_flush", 24, "address_space:Q", "flags:Q", "processor_mask:Q")
 FLUSH_EX_INPUT = Layout("hv_tlb_flush_ex", 32, "address_space:Q", "flags:Q", "set_format:Q", "bank_mask:Q")
 NOTIFY_LONG_SPIN_WAIT_INPUT = Layout("hv_input_notify_long_spin_wait", 8, "spin_count:I", "_:4x")

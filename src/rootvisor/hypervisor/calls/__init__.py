@@ -40,3 +40,8 @@ def load_children() -> None:
         vp_registers,
         vp_state,
     )
+
+
+def load_guest() -> None:
+    """Imports the families that only a guest with a computer of its own is offered."""
+    from . import absent, address_spaces, extended, vp_start  # noqa: F401

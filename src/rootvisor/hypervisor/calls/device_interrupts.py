@@ -8,13 +8,12 @@ from struct import pack
 from ...tlfs import hypercalls, privileges, status
 from ..errors import HvError
 from ..hypercall_table import TABLE
-from .callers import root_of
+from ..root_partition import RootPartition
 from .ipi import vps_in_mask, vps_in_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..partition import Partition
-    from ..root_partition import RootPartition
     from ..vp import VirtualProcessor
 
 _FIXED = 0
@@ -23,7 +22,9 @@ _TRIGGER_MODES = (0, 1)
 
 def _owner(vp: VirtualProcessor, partition_id: int) -> RootPartition:
     """The partition whose devices are meant: only the root has any."""
-    root = root_of(vp)
+    if not isinstance(vp.partition, RootPartition):
+        raise HvError(status.INVALID_DEVICE_ID)
+    root = vp.partition
     if root.hypervisor.partition(root, partition_id) is not root:
         raise HvError(status.INVALID_DEVICE_ID)
     return root

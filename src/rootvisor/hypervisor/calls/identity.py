@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..vp import VirtualProcessor
 
 _U32 = Struct("<I")
+#: The root has the one, a guest the other.
+_MAY_START_VPS = privileges.CPU_MANAGEMENT | privileges.START_VIRTUAL_PROCESSOR
 _pack_partition_id = hypercalls.PARTITION_ID.pack
 
 
@@ -42,6 +44,8 @@ def get_vp_index_from_apic_id(
     target_vtl: int,
 ) -> int:
     """TLFS HvCallGetVpIndexFromApicId: APIC ids in, VP indices out, both u32 and packed."""
+    if not vp.partition.privileges & _MAY_START_VPS:
+        raise HvError(status.ACCESS_DENIED)
     partition = vp.partition.hypervisor.partition(vp.partition, partition_id)
     if target_vtl & 0xF:
         raise HvError(status.INVALID_PARAMETER, start)

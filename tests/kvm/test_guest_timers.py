@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic timers of an ordinary partition (contract/guest-interface 1.7 and 2.5)."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from rootvisor.hypervisor.guest_partition import GUEST_FEATURES
+from rootvisor.hypervisor.synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, LAZY, PERIODIC
+from rootvisor.tlfs import msrs, privileges
+from tests.kvm import guest as g
+from tests.kvm.ordinary import Ordinary
+
+row = pytest.mark.row
+
+SINT, VECTOR = 2, 0xF1
+DIRECT_VECTOR = 0xF3
+MS = 10_000
+CONFIG, COUNT = msrs.STIMER0_CONFIG, msrs.STIMER0_CONFIG + 1
+FOREVER = (1 << 63) - 1
+TURNS = 100_000_000
+
+
+@pytest.fixture
+def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
+    with Ordinary(vps=2) as made:
+        made.start_vp(1)
+        for vp in (0, 1):
+            made.enable_synic(vp)
+            made.wrmsr(msrs.SINT0 + SINT, VECTOR, vp)
+        yield made
+        assert made.partition.defect is None
+
+
+def by_message(flags: int = 0) -> int:
+    return flags | SINT << 16
+
+
+def direct(flags: int = 0, vector: int = DIRECT_VECTOR) -> int:
+    return flags | DIRECT | vector << 4
+
+
+def now(guest: Ordinary, vp: int = 0) -> int:
+    return guest.rdmsr(msrs.TIME_REF_COUNT, vp)
+
+
+def arrived(guest: Ordinary, vp: int = 0) -> tuple[int, int, int]:
+    """The message in the slot: timer, expiration, delivery."""
+    kind, size, _flags, sender, payload = guest.slot(SINT, vp)
+    assert (kind, size, sender) == (0x80000010, 24, 0)
+    timer, expiration, delivery = struct.unpack_from("<I4xQQ", payload)
+    return timer, expiration, delivery
+
+
+@row("TMR-01", "TMR-06", "REF-07", "MSR-20", "MSR-21", "PRV-03")
+@pytest.mark.parametrize("vp", [0, 1])
+def test_one_shot_comes_not_before_its_time_and_is_off_then(ordinary: Ordinary, vp: int) -> None:
+    deadline = now(ordinary, vp) + 300 * MS
+    ops = [
+        g.Op(g.WRMSR, rcx=COUNT, rax=deadline),
+        g.Op(g.WRMSR, rcx=CONFIG, rax=by_message(ENABLE)),
+        g.Op(g.RDMSR, rcx=CONFIG),
+        g.Op(g.RDMSR, rcx=msrs.TIME_REF_COUNT),
+    ]
+    ordinary.run(ops, vp)
+    assert ops[2].rax == by_message(ENABLE) or ops[3].rax >= deadline
+    assert ordinary.take(VECTOR, vp, turns=TURNS) == 1
+    assert now(ordinary, vp) >= deadline
+    timer, expiration, delivery = arrived(ordinary, vp)
+    assert (timer, expiration) == (0, deadline)
+    assert deadline <= delivery <= now(ordinary, vp)
+    assert ordinary.rdmsr(CONFIG, vp) == by_message()
+    assert ordinary.rdmsr(COUNT, vp) == deadline
+
+
+@row("TMR-01")
+def test_one_shot_in_the_past_expires_at_once(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE))
+    assert arrived(ordinary)[:2] == (0, 1)
+    assert ordinary.take(VECTOR) == 1
+
+
+@row("TMR-02")
+def test_periodic_goes_on_until_it_is_stopped_and_keeps_its_phase(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(COUNT, 5 * MS)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE | PERIODIC))
+    expirations = []
+    for number in range(1, 6):
+        assert ordinary.take(VECTOR, count=number, turns=TURNS) == number
+        expirations.append(arrived(ordinary)[1])
+        ordinary.free_slot(SINT)
+        ordinary.wrmsr(msrs.EOM, 0)
+    gaps = [later - earlier for earlier, later in pairwise(expirations)]
+    assert all(gap and gap % (5 * MS) == 0 for gap in gaps)
+    assert ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.wrmsr(CONFIG, 0)
+    taken = ordinary.interrupts(VECTOR)
+    assert ordinary.take(VECTOR, count=taken + 2, turns=3_000_000) <= taken + 1
+
+
+@row("TMR-03")
+@pytest.mark.parametrize("flags", [0, PERIODIC])
+def test_auto_enable_starts_with_the_count(ordinary: Ordinary, flags: int) -> None:
+    ordinary.wrmsr(CONFIG, by_message(AUTO_ENABLE | flags))
+    assert not ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.wrmsr(COUNT, 2 * MS if flags else now(ordinary) + 2 * MS)
+    assert ordinary.take(VECTOR, turns=TURNS) == 1
+    assert bool(ordinary.rdmsr(CONFIG) & ENABLE) == bool(flags)
+
+
+@row("TMR-04")
+def test_count_zero_stops_and_enable_waits_for_a_count(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(CONFIG, direct(ENABLE | AUTO_ENABLE))
+    assert ordinary.rdmsr(CONFIG) & ENABLE, "kept, though nothing can expire"
+    assert ordinary.take(DIRECT_VECTOR, turns=2000) == 0
+    ordinary.wrmsr(COUNT, FOREVER)
+    assert ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.wrmsr(COUNT, 0)
+    assert not ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.wrmsr(CONFIG, direct(ENABLE))
+    ordinary.wrmsr(COUNT, now(ordinary) + MS)
+    assert ordinary.take(DIRECT_VECTOR, turns=TURNS) == 1
+
+
+@row("TMR-05")
+def test_periodic_that_nobody_takes_does_not_burst(ordinary: Ordinary) -> None:
+    """Lazy or not: what was missed is skipped."""
+    ordinary.wrmsr(COUNT, MS)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE | PERIODIC | LAZY))
+    time.sleep(0.1)
+    assert ordinary.take(VECTOR) == 1
+    ordinary.wrmsr(CONFIG, 0)
+    ordinary.free_slot(SINT)
+    ordinary.wrmsr(msrs.EOM, 0)
+    assert ordinary.take(VECTOR, count=3, turns=2000) <= 2
+
+
+@row("TMR-07")
+def test_busy_slot_keeps_the_timer_on_until_its_message_is_delivered(ordinary: Ordinary) -> None:
+    slot = ordinary.partition.vps[0].synic
+    slot.post_message(SINT, 5, 0, b"")
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE))
+    assert ordinary.slot(SINT)[:3] == (5, 0, 1)
+    assert ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.free_slot(SINT)
+    ordinary.wrmsr(msrs.EOM, 0)
+    assert arrived(ordinary)[:2] == (0, 1)
+    assert not ordinary.rdmsr(CONFIG) & ENABLE
+
+
+@row("TMR-07", "SYN-09")
+def test_every_timer_has_a_buffer_of_its_own(ordinary: Ordinary) -> None:
+    synic = ordinary.partition.vps[0].synic
+    for number in range(17):
+        synic.post_message(SINT, 100 + number, 0, b"")
+    for timer in range(4):
+        ordinary.wrmsr(COUNT + 2 * timer, 1)
+        ordinary.wrmsr(CONFIG + 2 * timer, by_message(ENABLE))
+    kinds = []
+    for _ in range(21):
+        kinds.append(ordinary.slot(SINT)[0])
+        ordinary.free_slot(SINT)
+        ordinary.wrmsr(msrs.EOM, 0)
+    assert kinds == [100 + number for number in range(17)] + [0x80000010] * 4
+
+
+@row("TMR-07")
+def test_timer_that_expires_while_the_synic_is_off_is_delivered_when_it_comes_on(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(msrs.SCONTROL, 0)
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE))
+    assert ordinary.slot(SINT)[0] == 0
+    assert ordinary.rdmsr(CONFIG) & ENABLE
+    ordinary.wrmsr(msrs.SCONTROL, 1)
+    assert arrived(ordinary)[0] == 0
+
+
+@row("TMR-08", "MSR-20")
+def test_direct_mode_interrupts_without_a_message(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(COUNT, now(ordinary) + MS)
+    ordinary.wrmsr(CONFIG, direct(ENABLE))
+    assert ordinary.take(DIRECT_VECTOR, turns=TURNS) == 1
+    assert not ordinary.rdmsr(CONFIG) & ENABLE
+    assert all(ordinary.slot(sint)[0] == 0 for sint in range(4))
+    ordinary.wrmsr(COUNT, MS)
+    ordinary.wrmsr(CONFIG, direct(ENABLE | PERIODIC))
+    assert ordinary.take(DIRECT_VECTOR, count=4, turns=TURNS) >= 4
+    ordinary.wrmsr(CONFIG, 0)
+
+
+@row("TMR-08", "MSR-20")
+def test_direct_mode_faults_where_it_is_not_offered(usable_kvm: None) -> None:
+    with Ordinary(features=GUEST_FEATURES & ~privileges.FEATURE_DIRECT_TIMERS) as guest:
+        assert guest.wrmsr_fault(CONFIG, direct()) == g.GP
+        assert guest.rdmsr(CONFIG) == 0
+        guest.wrmsr(CONFIG, by_message())
+
+
+@row("TMR-09")
+def test_enable_without_a_sint_drops(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, ENABLE | PERIODIC)
+    assert ordinary.rdmsr(CONFIG) == PERIODIC
+    ordinary.wrmsr(CONFIG, AUTO_ENABLE)
+    ordinary.wrmsr(COUNT, 1)
+    assert ordinary.rdmsr(CONFIG) == AUTO_ENABLE
+    assert ordinary.slot(0)[0] == 0
+
+
+@row("TMR-10")
+def test_setting_a_timer_anew_leaves_one(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(CONFIG, direct(ENABLE | AUTO_ENABLE))
+    for _ in range(5):
+        ordinary.wrmsr(COUNT, now(ordinary) + 20 * MS)
+    assert ordinary.take(DIRECT_VECTOR, turns=TURNS) == 1
+    assert ordinary.take(DIRECT_VECTOR, count=2, turns=5_000_000) == 1
+
+
+@row("TMR-10", "TMR-07")
+def test_a_message_that_waits_goes_with_its_timer(ordinary: Ordinary) -> None:
+    ordinary.partition.vps[0].synic.post_message(SINT, 5, 0, b"")
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, by_message(ENABLE))
+    ordinary.wrmsr(CONFIG, 0)
+    ordinary.free_slot(SINT)
+    ordinary.wrmsr(msrs.EOM, 0)
+    assert ordinary.slot(SINT)[0] == 0
+
+
+@row("TMR-11", "MSR-20", "MSR-21")
+def test_four_timers_are_independent(ordinary: Ordinary) -> None:
+    start = now(ordinary)
+    for timer in range(4):
+        ordinary.wrmsr(COUNT + 2 * timer, FOREVER if timer == 2 else start + (10 + timer) * MS)
+        ordinary.wrmsr(CONFIG + 2 * timer, direct(ENABLE, 0x61 + timer * 0x10))
+    ordinary.wrmsr(CONFIG + 2 * 2, direct())
+    for timer in (0, 1, 3):
+        assert ordinary.take(0x61 + timer * 0x10, turns=TURNS) == 1
+    assert ordinary.interrupts(0x81) == 0
+    counts = [ordinary.rdmsr(COUNT + 2 * timer) for timer in range(4)]
+    assert counts == [start + 10 * MS, start + 11 * MS, FOREVER, start + 13 * MS]
+
+
+@row("TMR-12")
+@pytest.mark.parametrize("flags", [0, PERIODIC])
+def test_the_largest_count_does_not_expire(ordinary: Ordinary, flags: int) -> None:
+    ordinary.wrmsr(COUNT, (1 << 64) - 1)
+    ordinary.wrmsr(CONFIG, direct(ENABLE | flags))
+    assert ordinary.take(DIRECT_VECTOR, turns=100_000) == 0
+    assert ordinary.rdmsr(CONFIG) & ENABLE
+
+
+@row("MSR-20")
+def test_reserved_bits_are_not_stored(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(CONFIG, (1 << 64) - 1 & ~ENABLE)
+    assert ordinary.rdmsr(CONFIG) == 0xF_1FFE
+
+
+@row("TMR-05")
+def test_a_period_of_one_tick_leaves_the_host_alone(ordinary: Ordinary) -> None:
+    """As much as an expiry every 100 us comes of it."""
+    ordinary.wrmsr(COUNT, 1)
+    ordinary.wrmsr(CONFIG, direct(ENABLE | PERIODIC))
+    start = now(ordinary)
+    time.sleep(0.1)
+    ordinary.wrmsr(CONFIG, 0)
+    elapsed = now(ordinary) - start
+    assert ordinary.partition.vps[0].interrupts <= elapsed // 1000 + 2
