@@ -40,8 +40,9 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, i
 	ROOTVISOR_X86_CASES=10000 ROOTVISOR_X86_FUZZ=2000000 $(VENV)/bin/pytest --timeout 3600 tests/unit/x86
 	ROOTVISOR_FUZZ=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/virtio/test_fuzz.py
 	ROOTVISOR_API_CALLS=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/vmm/test_api_fuzz.py
-	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_PARTITION_CALLS=200000 ROOTVISOR_BULK_MB=100 \
-	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_partition_fuzz.py tests/kvm/test_root_partition.py" \
+	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_PARTITION_CALLS=200000 ROOTVISOR_GUEST_ACCESSES=1000000 ROOTVISOR_BULK_MB=100 \
+	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_guest_fuzz.py tests/kvm/test_partition_fuzz.py \
+	    tests/kvm/test_root_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py

@@ -216,7 +216,7 @@ class Fuzzer:
         self.seen[status.status_name(answer)] += 1
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(7200)
 @pytest.mark.row("HC-38", "OVL-05")
 def test_hostile_guest_is_answered_by_the_model(
     usable_kvm: None, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]

@@ -177,3 +177,9 @@ def test_the_assist_page_never_asks_to_leave_an_eoi_out(ordinary: Ordinary) -> N
     assert ordinary.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(0x55, 0, bytes(3), 1)).status == 0
     assert ordinary.take(0x55) == 1
     assert ordinary.read(page) & 0xFFFFFFFF == 0
+
+
+@row("OVL-05", "MEM-03")
+def test_a_guest_that_executes_where_there_is_nothing_ends_by_itself(ordinary: Ordinary) -> None:
+    with pytest.raises(g.Ended, match="triple-fault"):
+        ordinary.one(g.HYPERCALL, rcx=0, target=HOLE)

@@ -92,7 +92,7 @@ class GuestPartition(ComputerPartition):
     def create_vp(self, index: int, vcpu: Vcpu) -> GuestVp:
         """A VP whose TSC is that of VP 0."""
         if index == 0:
-            self.timers = TimerQueue(GuestClock(self, vcpu))
+            self.timers = TimerQueue(self, GuestClock(self, vcpu))
         else:
             offset = tsc_offset.get(self.vps[0].vcpu)
             if offset is not None:

@@ -33,6 +33,7 @@ _IDLE_LOOK_S = 0.001
 _KICK_AGAIN_S = 0.02
 #: So many looks in a row that find a VP outside of the guest are enough.
 _ERRAND_LOOKS = 25
+_SUBERROR_EMULATION = 1
 _IRR = range(0x200, 0x280, 0x10)
 #: How often a VP may fail at memory without a page to blame.
 _UNEXPLAINED_LIMIT = 64
@@ -170,6 +171,13 @@ class GuestVp(ComputerVp):
             self.vcpu.kick()
             waiter.acquire(timeout=_KICK_AGAIN_S)
 
+    def _unexpected_exit(self, reason: int) -> None:
+        """A guest that runs into what is no memory, or no instruction that KVM knows there, has come to its end."""
+        if reason == abi.EXIT_INTERNAL_ERROR and self.vcpu.u32[8] == _SUBERROR_EMULATION:
+            self.partition.end("triple-fault", self._where())
+        else:
+            super()._unexpected_exit(reason)
+
     # --- memory -------------------------------------------------------------------------------------------------------
     def _explained(self, error: OSError) -> bool:
         """Whether the VP wrote to a page of the hypervisor's that only it writes: it gets #GP."""
@@ -183,7 +191,7 @@ class GuestVp(ComputerVp):
                 access = None
         if access is None or access.state != READ_ONLY:
             self._unexplained += 1
-            return self._unexplained < _UNEXPLAINED_LIMIT and access is None
+            return self._unexplained < _UNEXPLAINED_LIMIT
         self._unexplained = 0
         self.vcpu.inject_exception(_GENERAL_PROTECTION, 0)
         return True

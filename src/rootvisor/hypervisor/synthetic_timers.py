@@ -65,9 +65,10 @@ class GuestClock:
 class TimerQueue:
     """The timers of a partition that are on, by deadline, and the thread that waits for them."""
 
-    __slots__ = ("_clock", "_finished", "_heap", "_number", "_stopping", "_wake", "lock")
+    __slots__ = ("_clock", "_finished", "_heap", "_number", "_partition", "_stopping", "_wake", "lock")
 
-    def __init__(self, clock: GuestClock) -> None:
+    def __init__(self, partition: Partition, clock: GuestClock) -> None:
+        self._partition = partition
         self._clock = clock
         #: held while a timer changes
         self.lock = allocate_lock()
@@ -123,6 +124,8 @@ class TimerQueue:
                             heappop(heap)
                             timer.expire(now)
                 self._wake.acquire(timeout=min(timeout, _LOOK_S))
+        except Exception as error:  # a defect of ours: the run ends with it
+            self._partition.end_with_defect(error)
         finally:
             finished.release()
 
