@@ -168,6 +168,8 @@ class GuestVp(ComputerVp):
             waiter = allocate_lock()
             waiter.acquire()
             self.flush_waiters.append(waiter)
+            if not (self.flush_wanted and self.in_guest):
+                return  # it was quicker
             self.vcpu.kick()
             waiter.acquire(timeout=_KICK_AGAIN_S)
 

@@ -9,7 +9,7 @@ is early. Expiries of a periodic timer that were missed are skipped, and the pha
 from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from ..kvm import tsc_offset
 from ..kvm.abi import MSR_TSC
@@ -31,12 +31,16 @@ _VALID = 0xF_1FFF
 TIMER_COUNT = 4
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 _TICKS_PER_SECOND = 10_000_000
-#: Expiries of a periodic timer that come sooner than this after the last one are skipped.
-_SHORTEST = 1_000
+#: Periodic timers with shorter periods expire this often at most, or a guest could keep a processor of the host busy.
+_SHORTEST = 5_000
 #: The longest sleep: nobody's deadline is looked at less often.
 _LOOK_S = 60.0
 #: The thread sleeps this much less than it has to (100 ns units), and the rest in small steps: clocks differ a little.
 _EARLY = 200
+#: It sleeps this long at least.
+_LEAST = 100
+#: Entries of timers that were stopped or set anew stay in the queue until they are due, but not more than these.
+_HEAP_LIMIT = 4096
 
 
 class GuestClock:
@@ -65,11 +69,23 @@ class GuestClock:
 class TimerQueue:
     """The timers of a partition that are on, by deadline, and the thread that waits for them."""
 
-    __slots__ = ("_clock", "_finished", "_heap", "_number", "_partition", "_stopping", "_wake", "lock")
+    __slots__ = (
+        "_clock",
+        "_expiring",
+        "_finished",
+        "_heap",
+        "_number",
+        "_partition",
+        "_stopping",
+        "_wake",
+        "lock",
+    )
 
     def __init__(self, partition: Partition, clock: GuestClock) -> None:
         self._partition = partition
         self._clock = clock
+        #: the thread itself sets timers anew
+        self._expiring = False
         #: held while a timer changes
         self.lock = allocate_lock()
         #: (deadline, a number that makes entries differ, the timer, its turn)
@@ -87,12 +103,15 @@ class TimerQueue:
     def add(self, timer: SyntheticTimer) -> None:
         """The timer's deadline is waited for. The caller holds :attr:`lock`."""
         self._number += 1
+        if len(self._heap) >= _HEAP_LIMIT:
+            self._heap[:] = [entry for entry in self._heap if entry[3] == entry[2].turn]
+            heapify(self._heap)
         heappush(self._heap, (timer.deadline, self._number, timer, timer.turn))
         if self._finished is None:
             self._finished = allocate_lock()
             self._finished.acquire()
             start_new_thread(self._thread, ())
-        elif self._heap[0][1] == self._number:
+        elif not self._expiring and self._heap[0][1] == self._number:
             self._poke()
 
     def _poke(self) -> None:
@@ -110,19 +129,19 @@ class TimerQueue:
             while not self._stopping:
                 timeout = _LOOK_S
                 with self.lock:
-                    while heap and heap[0][3] != heap[0][2].turn:
-                        heappop(heap)  # stopped, or set anew
-                    while heap:
-                        now = clock.now()
-                        deadline, _number, timer, turn = heap[0]
-                        if turn != timer.turn:
-                            heappop(heap)
-                        elif deadline > now:
-                            timeout = max(deadline - now - _EARLY, 20) / _TICKS_PER_SECOND
-                            break
-                        else:
-                            heappop(heap)
-                            timer.expire(now)
+                    now = clock.now()
+                    due: list[SyntheticTimer] = []
+                    while heap and (heap[0][0] <= now or heap[0][3] != heap[0][2].turn):
+                        _deadline, _number, timer, turn = heappop(heap)
+                        if turn == timer.turn:  # else stopped, or set anew
+                            due.append(timer)
+                    self._expiring = True
+                    for timer in due:
+                        timer.expire(now)
+                    self._expiring = False
+                    if heap:
+                        timeout = max(heap[0][0] - clock.now() - _EARLY, _LEAST) / _TICKS_PER_SECOND
+                # Without the lock, however many are due: VPs wait for it.
                 self._wake.acquire(timeout=min(timeout, _LOOK_S))
         except Exception as error:  # a defect of ours: the run ends with it
             self._partition.end_with_defect(error)
@@ -218,7 +237,8 @@ class SyntheticTimer:
             self.expired = self.deadline
             self._vp.synic.post_timer(self)
         if self.config & PERIODIC and self.config & ENABLE:
-            missed = max(now + _SHORTEST - self.deadline, 0) // self.count
+            since = now if self.count >= _SHORTEST else now + _SHORTEST
+            missed = max(since - self.deadline, 0) // self.count
             self.deadline = min(self.deadline + (missed + 1) * self.count, _MASK64)
             self._queue.add(self)
 
