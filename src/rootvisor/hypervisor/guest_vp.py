@@ -162,13 +162,16 @@ class GuestVp(ComputerVp):
         for waiter in waiters:
             waiter.release()
 
+    def _runs_unflushed(self) -> bool:
+        return self.flush_wanted and self.in_guest
+
     def await_flush(self) -> None:
         """Returns when the VP has emptied its TLB or is outside the guest, which it will not enter before it has."""
-        while self.flush_wanted and self.in_guest and not self.stopping:
+        while self._runs_unflushed() and not self.stopping:
             waiter = allocate_lock()
             waiter.acquire()
             self.flush_waiters.append(waiter)
-            if not (self.flush_wanted and self.in_guest):
+            if not self._runs_unflushed():
                 return  # it was quicker
             self.vcpu.kick()
             waiter.acquire(timeout=_KICK_AGAIN_S)
