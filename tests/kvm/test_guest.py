@@ -18,7 +18,7 @@ import pytest
 
 from tests.kvm.command import run_root
 
-pytestmark = pytest.mark.skipif(
+soak = pytest.mark.skipif(
     not os.environ.get("ROOTVISOR_SOAK"), reason="long, part of make soak: ROOTVISOR_SOAK=1 runs it"
 )
 
@@ -97,19 +97,23 @@ def status(case: Case) -> int:
     return int(case["status"])
 
 
+@soak
 def test_exit_status_of_the_command_passes_through(cases: dict[str, Case]) -> None:
     assert status(cases["status"]) == 7, cases["status"]["err"]
     assert cases["status"]["out"] == cases["status"]["err"] == b""
 
 
+@soak
 def test_standard_streams_pass_through(cases: dict[str, Case]) -> None:
     assert cases["upper"] == {"out": b"HI\n", "err": b"", "status": b"0\n"}
 
 
+@soak
 def test_bulk_data_comes_back_unharmed(cases: dict[str, Case]) -> None:
     assert cases["bulk"]["out"].split()[0].decode() == hashlib.sha256(BULK).hexdigest(), cases["bulk"]["err"]
 
 
+@soak
 def test_guest_is_a_child_with_its_processors(cases: dict[str, Case]) -> None:
     out = cases["facts"]["out"]
     assert out.splitlines()[0] == b"2", cases["facts"]["err"]
@@ -118,25 +122,30 @@ def test_guest_is_a_child_with_its_processors(cases: dict[str, Case]) -> None:
     assert cases["facts"]["err"] == b"to stderr\n"
 
 
+@soak
 def test_what_the_guest_writes_stays_in_it(cases: dict[str, Case]) -> None:
     assert cases["facts"]["out"].splitlines()[-1] == b"/of-the-guest"
     assert status(cases["kept"]) != 0
 
 
+@soak
 def test_panic_has_a_status_of_its_own_and_shows_the_console(cases: dict[str, Case]) -> None:
     assert status(cases["panic"]) == 120, cases["panic"]["err"]
     assert b"sysrq triggered crash" in cases["panic"]["err"]
 
 
+@soak
 def test_reboot_has_a_status_of_its_own(cases: dict[str, Case]) -> None:
     assert status(cases["reboot"]) == 119, cases["reboot"]["err"]
 
 
+@soak
 def test_command_that_is_not_there_is_127(cases: dict[str, Case]) -> None:
     assert status(cases["missing"]) == 127
     assert b"no-such-command: command not found" in cases["missing"]["err"]
 
 
+@soak
 def test_command_that_never_ends_meets_the_timeout(cases: dict[str, Case]) -> None:
     assert status(cases["timeout"]) == 124
     assert b"in time" in cases["timeout"]["err"]
@@ -155,6 +164,7 @@ def test_three_layers_from_outside_pass_streams_and_status(tmp_path: Path) -> No
     assert json.loads(report.read_text())["hypercalls"]["HVCALL_CREATE_PARTITION"] == 1
 
 
+@soak
 def test_demo_has_all_its_evidence() -> None:
     result = run([*ROOTVISOR, "demo", "--engine", "kvm", "--json"])
     assert result.returncode == 0, result.stdout.decode(errors="replace") + result.stderr.decode(
