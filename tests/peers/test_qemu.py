@@ -43,7 +43,7 @@ QUICK: tuple[Series, ...] = (
 )
 BOOTS = int(os.environ.get("ROOTVISOR_PEER_BOOTS", "1"))
 PARALLEL = int(os.environ.get("ROOTVISOR_PEER_PARALLEL", "1"))
-GUEST_TIMEOUT_S = 300
+GUEST_TIMEOUT_S = 480
 _ROOT_S = 120
 """For the root partition around the guests."""
 

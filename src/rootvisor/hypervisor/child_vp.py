@@ -103,10 +103,10 @@ class ChildVp(VirtualProcessor):
     """
 
     __slots__ = (
-        "_debugged", "_deferred", "_gate", "_lost", "_lost_at", "_mapped", "_port_rip", "_started", "_translation",
-        "_translation_words", "_waiters", "blocked", "dispatched", "explicit_suspend", "halted", "intercept_suspend",
-        "lets_root_react", "message_page", "pages", "register_page", "root_vp", "running", "stored", "to_do", "told",
-        "translations", "u32", "yielding",
+        "_debugged", "_deferred", "_gate", "_lost", "_lost_at", "_mapped", "_port_rip", "_quiet", "_started",
+        "_translation", "_translation_words", "_waiters", "_watch", "blocked", "dispatched", "explicit_suspend",
+        "halted", "intercept_suspend", "lets_root_react", "message_page", "pages", "register_page", "root_vp",
+        "running", "stored", "to_do", "told", "translations", "u32", "yielding",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -139,6 +139,8 @@ class ChildVp(VirtualProcessor):
         self._debugged: frozenset[int] = frozenset()
         #: the root is to have time to act upon the last intercept before the guest goes on
         self.lets_root_react = False
+        self._quiet = root_reaction.QUIET
+        self._watch = root_reaction.Watch()
         #: the root was asked for memory: some may have come since
         self._mapped = False
         #: something has to be done before the VP runs: its thread looks at it
@@ -432,7 +434,19 @@ class ChildVp(VirtualProcessor):
         root_reaction.wait(
             [vp.thread_id for vp in partition.hypervisor.root.vps],
             lambda: self.explicit_suspend or self.stopping or bool(partition.held),
+            self._quiet,
         )
+
+    def _command(self) -> None:
+        """The guest has written what the root may have to act upon at once."""
+        self._watch.command()
+        self._quiet = root_reaction.QUIET
+        self.lets_root_react = self.to_do = True
+
+    def _poll(self) -> None:
+        """The guest waits for what comes of it."""
+        self._quiet = root_reaction.QUIET_AT_POLL
+        self.lets_root_react = self.to_do = True
 
     def _interrupted(self) -> int:
         """KVM_RUN gave EINTR; without the lock."""
@@ -512,8 +526,10 @@ class ChildVp(VirtualProcessor):
         ):
             return self._string_port(access, linear, code)
         self._port_rip = linear
-        if access & 0xFFFF == root_reaction.OUT_WORD and root_reaction.is_command(access >> 16 & 0xFFFF):
-            self.lets_root_react = self.to_do = True
+        if access & 0xFFFF == root_reaction.OUT_WORD and self._watch.is_command(access >> 16 & 0xFFFF):
+            self._command()
+        elif self._watch.left and self._watch.polls(linear, access >> 16 & 0xFFFF, bool(write)):
+            self._poll()
         return self._intercept(
             tlfs.X64_IO_PORT_INTERCEPT,
             intercepts.io_port(
@@ -637,7 +653,11 @@ class ChildVp(VirtualProcessor):
         if found.state != UNMAPPED:
             self._mapped = self.to_do = True
         elif found.size == 1 and found.access == tlfs.ACCESS_WRITE:
-            self.lets_root_react = self.to_do = True
+            self._command()
+        elif self._watch.left and self._watch.polls(
+            self._linear_rip(), found.gpa, found.access == tlfs.ACCESS_WRITE
+        ):
+            self._poll()
         return self._intercept(
             found.message_type,
             intercepts.memory(self, found.access, found.info, found.gva, found.gpa, length, code),

@@ -264,6 +264,29 @@ def test_root_has_time_to_act_upon_a_word_at_a_port(mshv: Mshv) -> None:
     assert min(waits[0xCFE]) < 0.24, waits
 
 
+POLL = Code("""
+    movw $0x604, %dx
+    outw %ax, %dx
+    movw $0x600, %dx
+1:  inw %dx, %ax
+    jmp 1b
+""")
+
+
+def test_guest_that_polls_after_such_a_word_waits_for_the_root(mshv: Mshv) -> None:
+    # until the root has been idle for 50 ms; the first read may be all that the guest does
+    with Guest(mshv, POLL) as guest:
+        guest.skip(must_be(guest.next(), IoPort, port=0x604, size=2))
+        for _ in range(2):
+            guest.reply(must_be(guest.next(), IoPort, port=0x600, size=2), 0)
+        for _ in range(3):
+            began = time.monotonic()
+            message = must_be(guest.next(), IoPort, port=0x600, size=2)
+            passed = time.monotonic() - began
+            assert passed >= 0.045, passed
+            guest.reply(message, 0)
+
+
 @contextmanager
 def busy_root() -> Iterator[None]:
     """Every processor of the root has something to do."""

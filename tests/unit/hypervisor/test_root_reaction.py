@@ -79,4 +79,41 @@ def test_wait_ends_although_the_root_is_busy_for_good(
     [(0x604, True), (0xCF8, True), (0xCFC, False), (0xCFE, False), (0xD00, True), (0x3CE, False), (0, True)],
 )
 def test_words_at_ports_are_commands_but_for_configuration_space_and_vga(port: int, answer: bool) -> None:
-    assert root_reaction.is_command(port) is answer
+    assert root_reaction.Watch().is_command(port) is answer
+
+
+def test_watch_finds_a_read_that_is_repeated_and_nothing_else() -> None:
+    watch = root_reaction.Watch()
+    assert not watch.left
+    watch.command()
+    reads = [(0x100, 0x604), (0x100, 0x604), (0x104, 0x604), (0x104, 0x600), (0x104, 0x600)]
+    assert [watch.polls(*read, False) for read in reads] == [False, True, False, False, True]
+    assert not watch.polls(0x104, 0x600, True)
+    assert not watch.polls(0x104, 0x600, True), "writes are no polling"
+    assert not watch.polls(0x104, 0x600, False), "nor is the read after one"
+
+
+def test_watch_ends_after_some_accesses_and_begins_anew_with_the_next_command() -> None:
+    watch = root_reaction.Watch()
+    watch.command()
+    accesses = 0
+    while watch.left:
+        watch.polls(1, 2, False)
+        accesses += 1
+    assert 8 <= accesses <= 64
+    watch.command()
+    assert not watch.polls(1, 2, False)
+
+
+def test_wait_for_a_polling_guest_wants_the_root_idle_for_longer(states: Callable[..., list[int]]) -> None:
+    looks = states(*(False,) * 5, True, False)
+    root_reaction.wait([7], lambda: False, root_reaction.QUIET_AT_POLL)
+    assert len(looks) == 6 + root_reaction.QUIET_AT_POLL
+
+
+def test_words_at_one_port_again_and_again_are_no_commands() -> None:
+    watch = root_reaction.Watch()
+    answers = [watch.is_command(0xC010) for _ in range(100)]
+    assert answers[:8] == [True] * 8
+    assert answers[-8:] == [False] * 8
+    assert watch.is_command(0x604)
