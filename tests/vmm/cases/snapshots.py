@@ -32,7 +32,11 @@ def test_shared_folder_that_was_mounted_is_in_no_snapshot(job: Job) -> None:
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/file", "w") as file:
         file.write("from the root\n")
-    mounting = 'mount -t virtiofs share /mnt && read -r line </mnt/file && echo "guest: mounted $line"\n'
+    mounting = """\
+tries=0
+until mount -t virtiofs share /mnt 2>/dev/null || [ $tries -ge 300 ]; do tries=$((tries + 1)); usleep 100000; done
+read -r line </mnt/file && echo "guest: mounted $line"
+"""
     work = f"""\
 echo "guest: ready"; read -r word
 {mounting}read -r word
