@@ -23,7 +23,7 @@ from .console_wiring import Consoles
 from .devices import Devices
 from .kernel_arguments import kernel_command_line, wants_log
 from .operator import Operator
-from .outcome import STATUS_FAILURE, exit_status, write_report
+from .outcome import STATUS_FAILURE, ending, exit_status, write_report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,13 +218,8 @@ class Machine:
         computer = self._computer
         assert computer is not None
         partition = computer.partition
-        self.how = partition.ended
+        self.how = how = ending(partition.ended, self._agent_error, partition.crash_report)
         self._operator.end()
-        how = self.how
-        if how == "reset" and partition.crash_report:
-            how = self.how = "crash"  # a guest reports, and ends by itself
-        if self._agent_error and how == "powerof":
-            how = "agent-error"
         if computer.debug_exit is not None and computer.debug_exit.status is not None:
             self._command_status = computer.debug_exit.status
         status = exit_status(how, self._command_status)

@@ -28,6 +28,16 @@ _STATUS = {
 }
 
 
+def ending(ended: str, agent_error: str, crash_report: bytes) -> str:
+    """How the run ended, from how its partition did.
+
+    A guest that has reported a crash ends with a reset of its own, and an agent that could not go on powers off.
+    """
+    if ended == "reset" and crash_report:
+        return "crash"
+    return "agent-error" if ended == "poweroff" and agent_error else ended
+
+
 def exit_status(how: str, command_status: int | None) -> int:
     """The status of the run: the command's own if it told one and the partition then powered off."""
     if how in ("poweroff", "exit") and command_status is not None:
