@@ -135,8 +135,7 @@ class ComputerVp(VirtualProcessor):
                         self.wake()
                     continue
                 if u64[ring] != drained:  # writes that did not exit come first
-                    coalesced.drain(ports.write, mmio.write)
-                    drained = u64[ring]
+                    drained = coalesced.drain(ports.write, mmio.write)
                 found = writes.get(access)
                 if found is not None:
                     offset, size, write = found
@@ -155,8 +154,7 @@ class ComputerVp(VirtualProcessor):
                     self._read_msr(u32[11])
             elif reason == 6:  # EXIT_MMIO: gpa u64, data[8], len u32, is_write u8
                 if u64[ring] != drained:
-                    coalesced.drain(ports.write, mmio.write)
-                    drained = u64[ring]
+                    drained = coalesced.drain(ports.write, mmio.write)
                 size = u32[12]
                 if u8[52]:
                     mmio.write(u64[4], size, int.from_bytes(u8[40 : 40 + size], "little"))

@@ -52,8 +52,12 @@ class CoalescedWrites:
 
     def drain(
         self, write_port: Callable[[int, int, int], None], write_mmio: Callable[[int, int, int], None]
-    ) -> None:
-        """Hands every waiting write to ``write(address, size, value)``, oldest first. Any thread."""
+    ) -> int:
+        """Hands every waiting write to ``write(address, size, value)``, oldest first. Any thread.
+
+        The ring's heads as it was left empty, for who compares them later: what they are after the return may count a
+        write that another processor has made since.
+        """
         with self._lock:
             if self._ring is None:
                 self._ring = self._vm.vcpus[0].u8[self.offset : self.offset + 4096]
@@ -66,6 +70,7 @@ class CoalescedWrites:
                 write(address, size, int.from_bytes(data[:size], "little"))
                 first = (first + 1) % _ENTRIES
                 heads[0] = first
+            return first << 32 | first
 
     def close(self) -> None:
         """Lets go of the ring's mapping."""
