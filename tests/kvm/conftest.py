@@ -18,6 +18,7 @@ import pytest
 from rootvisor.kvm import abi
 from rootvisor.kvm.system import Kvm
 from tests.kvm.guest import Guest
+from tests.kvm.ordinary import Ordinary
 
 _APIC_ENABLED = 1 << 11
 
@@ -100,6 +101,25 @@ def guest2(usable_kvm: None) -> Iterator[Guest]:
     with Guest(vps=2) as made:
         made.enable_hypercalls()
         made.announce(1)
+        made.start_vp(1)
+        yield made
+        assert made.partition.defect is None
+
+
+@pytest.fixture
+def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
+    """A guest partition with one VP, hypercalls enabled."""
+    with Ordinary() as made:
+        made.enable_hypercalls()
+        yield made
+        assert made.partition.defect is None
+
+
+@pytest.fixture
+def ordinary2(usable_kvm: None) -> Iterator[Ordinary]:
+    """One with two VPs, both running the agent."""
+    with Ordinary(vps=2) as made:
+        made.enable_hypercalls()
         made.start_vp(1)
         yield made
         assert made.partition.defect is None

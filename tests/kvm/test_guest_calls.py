@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,15 +27,6 @@ LINEAR = 0xC0200000
 ENTRY = g.PAGE_TABLES + 0x2000 + 3 * 0x1000 + 8
 FIRST, SECOND = 0xA00000, 0xC00000
 VECTOR = 0x51
-
-
-@pytest.fixture
-def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
-    with Ordinary(vps=2) as made:
-        made.enable_hypercalls()
-        made.start_vp(1)
-        yield made
-        assert made.partition.defect is None
 
 
 def point(guest: Ordinary, page: int) -> None:
@@ -79,30 +69,30 @@ FORMS = ["space", "fast space", "list", "fast list", "space ex", "list ex", "fas
 # --- flushes ------------------------------------------------------------------------------------------------------
 @row("TLB-01", "TLB-02", "TLB-03", "HC-02", "HC-03", "HC-10", "HC-11", "VPS-01")
 @pytest.mark.parametrize("form", FORMS)
-def test_flush_empties_the_tlb_of_every_vp_it_names(ordinary: Ordinary, form: str) -> None:
-    ordinary.ram[FIRST : FIRST + 8] = b"first..."
-    ordinary.ram[SECOND : SECOND + 8] = b"second.."
+def test_flush_empties_the_tlb_of_every_vp_it_names(ordinary2: Ordinary, form: str) -> None:
+    ordinary2.ram[FIRST : FIRST + 8] = b"first..."
+    ordinary2.ram[SECOND : SECOND + 8] = b"second.."
     for turn in range(6):
-        point(ordinary, (FIRST, SECOND)[turn % 2])
-        assert flush(ordinary, form, ALL_ADDRESS_SPACES if turn % 3 else ALL) == 0
+        point(ordinary2, (FIRST, SECOND)[turn % 2])
+        assert flush(ordinary2, form, ALL_ADDRESS_SPACES if turn % 3 else ALL) == 0
         for vp in (0, 1):
-            assert ordinary.read(LINEAR, vp).to_bytes(8, "little") == (b"first...", b"second..")[turn % 2]
+            assert ordinary2.read(LINEAR, vp).to_bytes(8, "little") == (b"first...", b"second..")[turn % 2]
 
 
 @row("TLB-02")
-def test_flush_of_a_vp_that_runs_waits_until_it_has_left_the_guest(ordinary: Ordinary) -> None:
-    spinner = threading.Thread(target=lambda: ordinary.take(0x70, vp=1, turns=200_000_000))
+def test_flush_of_a_vp_that_runs_waits_until_it_has_left_the_guest(ordinary2: Ordinary) -> None:
+    spinner = threading.Thread(target=lambda: ordinary2.take(0x70, vp=1, turns=200_000_000))
     spinner.start()
     for _ in range(20):
-        assert flush(ordinary, "space") == 0
-        assert not ordinary.partition.vps[1].flush_wanted  # type: ignore[attr-defined]
-    assert ordinary.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(0x70, 0, bytes(3), 2)).status == 0
+        assert flush(ordinary2, "space") == 0
+        assert not ordinary2.partition.vps[1].flush_wanted  # type: ignore[attr-defined]
+    assert ordinary2.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(0x70, 0, bytes(3), 2)).status == 0
     spinner.join(60)
     assert not spinner.is_alive()
 
 
 @row("TLB-02")
-def test_vps_that_flush_each_other_at_once_both_go_on(ordinary: Ordinary) -> None:
+def test_vps_that_flush_each_other_at_once_both_go_on(ordinary2: Ordinary) -> None:
     def batch() -> list[g.Op]:
         word = g.control(hv.FLUSH_VIRTUAL_ADDRESS_SPACE, fast=True)
         return [
@@ -111,7 +101,7 @@ def test_vps_that_flush_each_other_at_once_both_go_on(ordinary: Ordinary) -> Non
         ]
 
     batches = [batch(), batch()]
-    threads = [threading.Thread(target=ordinary.run, args=(ops, vp)) for vp, ops in enumerate(batches)]
+    threads = [threading.Thread(target=ordinary2.run, args=(ops, vp)) for vp, ops in enumerate(batches)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -121,19 +111,19 @@ def test_vps_that_flush_each_other_at_once_both_go_on(ordinary: Ordinary) -> Non
 
 @row("TLB-01", "HC-02", "HC-03", "HC-10", "HC-11")
 @pytest.mark.parametrize("form", FORMS)
-def test_flush_with_unknown_flags_or_no_address_space(ordinary: Ordinary, form: str) -> None:
+def test_flush_with_unknown_flags_or_no_address_space(ordinary2: Ordinary, form: str) -> None:
     refused = [(ALL | 1 << bit, 0) for bit in (4, 8, 9, 63)]
     refused.append((ALL | (NON_GLOBAL_ONLY if "list" in form else EXTENDED_RANGES), 0))
     refused.append((ALL_PROCESSORS, 1 << 60))
     for flags, space in refused:
-        assert flush(ordinary, form, flags, space=space) == status.INVALID_PARAMETER, hex(flags)
-    assert flush(ordinary, form, ALL_PROCESSORS, space=g.PAGE_TABLES) == 0
+        assert flush(ordinary2, form, flags, space=space) == status.INVALID_PARAMETER, hex(flags)
+    assert flush(ordinary2, form, ALL_PROCESSORS, space=g.PAGE_TABLES) == 0
 
 
 @row("TLB-04")
 @pytest.mark.parametrize("form", ["space", "list"])
-def test_empty_mask_names_everybody(ordinary: Ordinary, form: str) -> None:
-    assert flush(ordinary, form, ALL_ADDRESS_SPACES, mask=0) == 0
+def test_empty_mask_names_everybody(ordinary2: Ordinary, form: str) -> None:
+    assert flush(ordinary2, form, ALL_ADDRESS_SPACES, mask=0) == 0
 
 
 @row("VPS-01", "TLB-01")
@@ -150,49 +140,49 @@ def test_empty_mask_names_everybody(ordinary: Ordinary, form: str) -> None:
     ],
 )
 def test_vp_sets(
-    ordinary: Ordinary, set_format: int, mask: int, banks: tuple[int, ...], expected: int
+    ordinary2: Ordinary, set_format: int, mask: int, banks: tuple[int, ...], expected: int
 ) -> None:
     tail = struct.pack(f"<QQ{len(banks)}Q", set_format, mask, *banks)
     data = struct.pack("<QQ", 0, ALL_ADDRESS_SPACES) + tail
-    assert ordinary.call(hv.FLUSH_VIRTUAL_ADDRESS_SPACE_EX, data, variable=len(banks)).status == expected
+    assert ordinary2.call(hv.FLUSH_VIRTUAL_ADDRESS_SPACE_EX, data, variable=len(banks)).status == expected
     ipi = struct.pack("<II", VECTOR, 0) + tail
-    assert ordinary.call(hv.SEND_IPI_EX, ipi, variable=len(banks)).status == expected
+    assert ordinary2.call(hv.SEND_IPI_EX, ipi, variable=len(banks)).status == expected
 
 
 @row("HC-01")
-def test_switch_of_the_address_space_loads_cr3(ordinary: Ordinary) -> None:
+def test_switch_of_the_address_space_loads_cr3(ordinary2: Ordinary) -> None:
     other = g.SPARE + 0x1000
-    ordinary.ram[other : other + 4096] = ordinary.ram[g.PAGE_TABLES : g.PAGE_TABLES + 4096]
-    assert ordinary.fast(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", other)).status == 0
-    assert int.from_bytes(ordinary.partition.vps[0].vcpu.get_sregs()[232 + 8 : 240 + 8], "little") == other
-    assert ordinary.call(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", g.PAGE_TABLES)).status == 0
+    ordinary2.ram[other : other + 4096] = ordinary2.ram[g.PAGE_TABLES : g.PAGE_TABLES + 4096]
+    assert ordinary2.fast(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", other)).status == 0
+    assert int.from_bytes(ordinary2.partition.vps[0].vcpu.get_sregs()[232 + 8 : 240 + 8], "little") == other
+    assert ordinary2.call(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", g.PAGE_TABLES)).status == 0
     assert (
-        ordinary.fast(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", 1 << 55)).status
+        ordinary2.fast(hv.SWITCH_VIRTUAL_ADDRESS_SPACE, struct.pack("<Q", 1 << 55)).status
         == status.INVALID_PARAMETER
     )
 
 
 # --- interrupts ---------------------------------------------------------------------------------------------------
 @row("IPI-01", "IPI-02", "HC-05", "HC-12", "VPS-01")
-def test_interrupts_reach_every_vp_of_the_mask_or_set(ordinary: Ordinary) -> None:
-    assert ordinary.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(VECTOR, 0, bytes(3), 3)).status == 0
-    assert [ordinary.take(VECTOR, vp) for vp in (0, 1)] == [1, 1]
-    assert ordinary.fast(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(VECTOR, 0, bytes(3), 2)).status == 0
-    assert [ordinary.take(VECTOR, 1, count=2), ordinary.interrupts(VECTOR)] == [2, 1]
+def test_interrupts_reach_every_vp_of_the_mask_or_set(ordinary2: Ordinary) -> None:
+    assert ordinary2.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(VECTOR, 0, bytes(3), 3)).status == 0
+    assert [ordinary2.take(VECTOR, vp) for vp in (0, 1)] == [1, 1]
+    assert ordinary2.fast(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(VECTOR, 0, bytes(3), 2)).status == 0
+    assert [ordinary2.take(VECTOR, 1, count=2), ordinary2.interrupts(VECTOR)] == [2, 1]
     sparse = hv.SEND_IPI_EX_INPUT.pack(VECTOR, 0, bytes(3), 0, 2 | 1) + struct.pack("<QQ", 1, 1)
-    assert ordinary.fast(hv.SEND_IPI_EX, sparse, variable=2).status == 0, "VP 64 does not exist, VP 0 does"
-    assert ordinary.take(VECTOR, count=2) == 2
+    assert ordinary2.fast(hv.SEND_IPI_EX, sparse, variable=2).status == 0, "VP 64 does not exist, VP 0 does"
+    assert ordinary2.take(VECTOR, count=2) == 2
 
 
 @row("IPI-01", "HC-05", "HC-12")
 @pytest.mark.parametrize("vector", [0, 15, 256])
-def test_vector_out_of_range(ordinary: Ordinary, vector: int) -> None:
+def test_vector_out_of_range(ordinary2: Ordinary, vector: int) -> None:
     assert (
-        ordinary.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(vector, 0, bytes(3), 1)).status
+        ordinary2.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(vector, 0, bytes(3), 1)).status
         == status.INVALID_PARAMETER
     )
     data = hv.SEND_IPI_EX_INPUT.pack(vector, 0, bytes(3), 1, 0)
-    assert ordinary.call(hv.SEND_IPI_EX, data).status == status.INVALID_PARAMETER
+    assert ordinary2.call(hv.SEND_IPI_EX, data).status == status.INVALID_PARAMETER
 
 
 # --- VPs ----------------------------------------------------------------------------------------------------------
@@ -233,25 +223,25 @@ def test_vp_starts_where_the_guest_says(usable_kvm: None) -> None:
 
 
 @row("HC-28", "PRV-24")
-def test_vp_index_of_an_apic_id(ordinary: Ordinary) -> None:
+def test_vp_index_of_an_apic_id(ordinary2: Ordinary) -> None:
     head = hv.GET_VP_INDEX_FROM_APIC_ID_INPUT.pack(hv.SELF, 0)
-    result = ordinary.call(
+    result = ordinary2.call(
         hv.GET_VP_INDEX_FROM_APIC_ID, head + struct.pack("<3I", 1, 0, 9), output=12, count=3
     )
     assert (result.status, result.reps) == (status.INVALID_PARAMETER, 2)
-    assert struct.unpack_from("<2I", ordinary.ram, g.OUTPUT) == (1, 0)
+    assert struct.unpack_from("<2I", ordinary2.ram, g.OUTPUT) == (1, 0)
 
 
 @row("HC-14", "HC-15", "PRV-21")
-def test_registers_of_the_calling_vp(ordinary: Ordinary) -> None:
+def test_registers_of_the_calling_vp(ordinary2: Ordinary) -> None:
     head = hv.VP_REGISTERS_INPUT.pack(hv.SELF, registers.VP_INDEX_SELF, 0, bytes(3))
     names = struct.pack(
         "<3I", registers.VP_INDEX, registers.GUEST_OS_ID, registers.PRIVILEGES_AND_FEATURES_INFO
     )
-    result = ordinary.call(hv.GET_VP_REGISTERS, head + names, output=48, count=3)
+    result = ordinary2.call(hv.GET_VP_REGISTERS, head + names, output=48, count=3)
     assert (result.status, result.reps) == (0, 3)
-    values = struct.unpack("<6Q", bytes(ordinary.ram[g.OUTPUT : g.OUTPUT + 48]))
-    low, high, ecx, edx = ordinary.cpuid(cpuid.FEATURES)
+    values = struct.unpack("<6Q", bytes(ordinary2.ram[g.OUTPUT : g.OUTPUT + 48]))
+    low, high, ecx, edx = ordinary2.cpuid(cpuid.FEATURES)
     assert values == (0, 0, 0x8100_0007_0003_0000, 0, low | high << 32, ecx | edx << 32)
 
     def element(name: int, value: int) -> bytes:
@@ -262,11 +252,11 @@ def test_registers_of_the_calling_vp(ordinary: Ordinary) -> None:
         + element(registers.SINT0 + 4, 3)
         + element(registers.SCONTROL, 1)
     )
-    result = ordinary.call(hv.SET_VP_REGISTERS, head + two, count=3)
+    result = ordinary2.call(hv.SET_VP_REGISTERS, head + two, count=3)
     assert (result.status, result.reps) == (status.INVALID_REGISTER_VALUE, 1), (
         "what came before it stays written"
     )
-    assert (ordinary.rdmsr(msrs.SINT0 + 3), ordinary.rdmsr(msrs.SCONTROL)) == (0x10033, 0)
+    assert (ordinary2.rdmsr(msrs.SINT0 + 3), ordinary2.rdmsr(msrs.SCONTROL)) == (0x10033, 0)
 
 
 @row("HC-14", "HC-15")
@@ -281,25 +271,25 @@ def test_registers_of_the_calling_vp(ordinary: Ordinary) -> None:
     ],
 )
 def test_registers_that_cannot_be_had(
-    ordinary: Ordinary, partition: int, vp: int, vtl: int, name: int, expected: int
+    ordinary2: Ordinary, partition: int, vp: int, vtl: int, name: int, expected: int
 ) -> None:
     head = hv.VP_REGISTERS_INPUT.pack(partition, vp, vtl, bytes(3))
-    result = ordinary.call(hv.GET_VP_REGISTERS, head + struct.pack("<I", name), output=16, count=1)
+    result = ordinary2.call(hv.GET_VP_REGISTERS, head + struct.pack("<I", name), output=16, count=1)
     assert (result.status, result.reps) == (expected, 0)
 
 
 # --- extended calls -----------------------------------------------------------------------------------------------
 @row("HC-35", "PRV-23")
-def test_there_is_no_extended_call_but_the_question_for_them(ordinary: Ordinary) -> None:
-    result = ordinary.call(hv.EXT_QUERY_CAPABILITIES, output=8)
+def test_there_is_no_extended_call_but_the_question_for_them(ordinary2: Ordinary) -> None:
+    result = ordinary2.call(hv.EXT_QUERY_CAPABILITIES, output=8)
     assert (result.status, result.output) == (0, bytes(8))
-    assert ordinary.fast(hv.EXT_QUERY_CAPABILITIES).status == status.INVALID_PARAMETER
+    assert ordinary2.fast(hv.EXT_QUERY_CAPABILITIES).status == status.INVALID_PARAMETER
 
 
 @row("HC-36", "HC-37", "MEM-01")
 @pytest.mark.parametrize("code", [0x8002, 0x8003, 0x8004, 0x8006, 0x8041])
-def test_extended_calls_without_a_capability_do_not_exist(ordinary: Ordinary, code: int) -> None:
-    assert ordinary.call(code, output=8).status == status.INVALID_HYPERCALL_CODE
+def test_extended_calls_without_a_capability_do_not_exist(ordinary2: Ordinary, code: int) -> None:
+    assert ordinary2.call(code, output=8).status == status.INVALID_HYPERCALL_CODE
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -338,32 +328,32 @@ def refused(guest: Ordinary, code: int, *expected: int) -> None:
         hv.UNMAP_VP_STATE_PAGE,
     ],
 )  # fmt: skip
-def test_calls_of_what_is_not_offered_are_denied(ordinary: Ordinary, code: int) -> None:
-    refused(ordinary, code, status.ACCESS_DENIED)
+def test_calls_of_what_is_not_offered_are_denied(ordinary2: Ordinary, code: int) -> None:
+    refused(ordinary2, code, status.ACCESS_DENIED)
 
 
 @row("HC-16", "HC-33")
-def test_translation_and_cpuid_of_others_are_not_for_a_guest(ordinary: Ordinary) -> None:
+def test_translation_and_cpuid_of_others_are_not_for_a_guest(ordinary2: Ordinary) -> None:
     data = registers.TRANSLATE_INPUT.pack(hv.SELF, 1, 0, 1)
-    answer = ordinary.call(hv.TRANSLATE_VIRTUAL_ADDRESS, data, output=registers.TRANSLATE_OUTPUT.size)
+    answer = ordinary2.call(hv.TRANSLATE_VIRTUAL_ADDRESS, data, output=registers.TRANSLATE_OUTPUT.size)
     assert answer.status in (status.INVALID_VP_STATE, status.ACCESS_DENIED)
-    answer = ordinary.call(
+    answer = ordinary2.call(
         hv.GET_VP_CPUID_VALUES, struct.pack("<QII", hv.SELF, 0, 0) + bytes(8), output=16, count=1
     )
     assert answer.status == status.ACCESS_DENIED
 
 
 @row("HC-24")
-def test_retarget_of_an_unknown_device(ordinary: Ordinary) -> None:
+def test_retarget_of_an_unknown_device(ordinary2: Ordinary) -> None:
     data = hv.RETARGET_DEVICE_INTERRUPT_INPUT.pack(hv.SELF, 1 << 62 | 8, 1, 0, 0xFEE00000, 0, 0, 0x40, 0, 1)
-    assert ordinary.call(hv.RETARGET_DEVICE_INTERRUPT, data).status == status.INVALID_DEVICE_ID
+    assert ordinary2.call(hv.RETARGET_DEVICE_INTERRUPT, data).status == status.INVALID_DEVICE_ID
 
 
 @row("HC-09", "VSM-05", "VSM-06", "VSM-07", "VSM-13")
 @pytest.mark.parametrize("code", [hv.VTL_CALL, hv.VTL_RETURN])
-def test_there_is_no_other_vtl_to_go_to(ordinary: Ordinary, code: int) -> None:
-    assert ordinary.one(g.HYPERCALL, rcx=code, target=CALL_PAGE).fault == g.UD
-    assert ordinary.call(hv.NOTIFY_LONG_SPIN_WAIT, bytes(8)).status == 0
+def test_there_is_no_other_vtl_to_go_to(ordinary2: Ordinary, code: int) -> None:
+    assert ordinary2.one(g.HYPERCALL, rcx=code, target=CALL_PAGE).fault == g.UD
+    assert ordinary2.call(hv.NOTIFY_LONG_SPIN_WAIT, bytes(8)).status == 0
 
 
 @row("HC-19", "HC-20", "HC-21", "HC-22", "HC-29", "HC-34", "HC-38", "PAR-08", "MSC-04", "NST-04")
@@ -390,8 +380,8 @@ def test_there_is_no_other_vtl_to_go_to(ordinary: Ordinary, code: int) -> None:
         0xFFFF,
     ],
 )
-def test_codes_of_nothing_here_are_invalid_never_a_fault(ordinary: Ordinary, code: int) -> None:
-    refused(ordinary, code, status.INVALID_HYPERCALL_CODE)
+def test_codes_of_nothing_here_are_invalid_never_a_fault(ordinary2: Ordinary, code: int) -> None:
+    refused(ordinary2, code, status.INVALID_HYPERCALL_CODE)
 
 
 PARENT = {
@@ -420,30 +410,30 @@ PARENT = {
     "TMR-13",
 )
 @pytest.mark.parametrize("name", sorted(PARENT))
-def test_calls_of_a_root_or_parent(ordinary: Ordinary, name: str) -> None:
+def test_calls_of_a_root_or_parent(ordinary2: Ordinary, name: str) -> None:
     for code in PARENT[name]:
-        refused(ordinary, code, status.ACCESS_DENIED, status.INVALID_HYPERCALL_CODE)
-    assert ordinary.partition.ended == ""
+        refused(ordinary2, code, status.ACCESS_DENIED, status.INVALID_HYPERCALL_CODE)
+    assert ordinary2.partition.ended == ""
 
 
 @row("VSM-01", "VSM-02", "VSM-08", "VSM-10", "VSM-11", "VSM-12")
-def test_registers_of_vtls_do_not_exist(ordinary: Ordinary) -> None:
+def test_registers_of_vtls_do_not_exist(ordinary2: Ordinary) -> None:
     head = hv.VP_REGISTERS_INPUT.pack(hv.SELF, registers.VP_INDEX_SELF, 0, bytes(3))
     for name in (*range(0xD0000, 0xD0012), 0xE0000):
-        result = ordinary.call(hv.GET_VP_REGISTERS, head + struct.pack("<I", name), output=16, count=1)
+        result = ordinary2.call(hv.GET_VP_REGISTERS, head + struct.pack("<I", name), output=16, count=1)
         assert result.status == status.INVALID_PARAMETER, hex(name)
         element = struct.pack("<I12xQQ", name, 1, 0)
-        assert ordinary.call(hv.SET_VP_REGISTERS, head + element, count=1).status == status.INVALID_PARAMETER
+        assert ordinary2.call(hv.SET_VP_REGISTERS, head + element, count=1).status == status.INVALID_PARAMETER
 
 
 @row("NST-05")
-def test_the_nested_bit_is_reserved(ordinary: Ordinary) -> None:
-    result = ordinary.call(hv.NOTIFY_LONG_SPIN_WAIT, bytes(8), reserved=1 << 31)
+def test_the_nested_bit_is_reserved(ordinary2: Ordinary) -> None:
+    result = ordinary2.call(hv.NOTIFY_LONG_SPIN_WAIT, bytes(8), reserved=1 << 31)
     assert result.status == status.INVALID_HYPERCALL_INPUT
 
 
 @row("VSM-12")
-def test_assist_page_has_nothing_of_vtls(ordinary: Ordinary) -> None:
+def test_assist_page_has_nothing_of_vtls(ordinary2: Ordinary) -> None:
     page = pages(0)[2]
-    ordinary.wrmsr(msrs.VP_ASSIST_PAGE, page | 1)
-    assert [ordinary.read(page + at) for at in range(8, 64, 8)] == [0] * 7
+    ordinary2.wrmsr(msrs.VP_ASSIST_PAGE, page | 1)
+    assert [ordinary2.read(page + at) for at in range(8, 64, 8)] == [0] * 7

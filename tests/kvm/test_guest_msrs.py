@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from rootvisor.hypervisor.guest_partition import GUEST_FEATURES
@@ -14,23 +12,6 @@ from tests.kvm import guest as g
 from tests.kvm.ordinary import CALL_PAGE, Ordinary, pages
 
 row = pytest.mark.row
-
-
-@pytest.fixture
-def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
-    with Ordinary() as made:
-        made.enable_hypercalls()
-        yield made
-        assert made.partition.defect is None
-
-
-@pytest.fixture
-def ordinary2(usable_kvm: None) -> Iterator[Ordinary]:
-    with Ordinary(vps=2) as made:
-        made.enable_hypercalls()
-        made.start_vp(1)
-        yield made
-        assert made.partition.defect is None
 
 
 @row("MSR-00")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import mmap
 import os
 
-from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
-from .overlay import PAGE_SIZE, OverlayPage
+from ..tlfs.msrs import PAGE_GPN_SHIFT
+from .overlay import PAGE_SIZE, MovableOverlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,61 +24,22 @@ _APIC_GPN = 0xFEE00
 PAGE_LIMIT = 2 + 4 * 256
 
 
-class ChildOverlay(OverlayPage):
-    """One page with its MSR; ``view`` never changes. It starts disabled, zeroed, with 0 in its MSR."""
-
-    __slots__ = ("_pages", "offset", "writable")
-
-    def __init__(self, pages: OverlayPages, offset: int, view: memoryview) -> None:
-        self._pages = pages
-        self.offset = offset
-        self.view = view
-        #: whether the guest may write to it; set before it is enabled
-        self.writable = True
-        self.gpn = self.home = 0
-        self.value = 0
-
-    def write(self, value: int) -> None:
-        """An MSR write: bit 0 enables, 11:1 are kept, 63:12 move the page. A GPA outside the child's address space is
-        accepted; the page is then nowhere."""
-        gpn = value >> PAGE_GPN_SHIFT
-        with self._pages.child.hypervisor.lock:
-            if gpn != self.gpn or bool(value & PAGE_ENABLE) != self.enabled:
-                if self.enabled:
-                    self._pages.hide(self)
-                self.gpn = gpn
-                if value & PAGE_ENABLE:
-                    self._pages.show(self)
-            self.value = value
-
-    def can_move(self, value: int) -> bool:
-        """Whether the page of this MSR value lies in the child's address space."""
-        return (value >> PAGE_GPN_SHIFT) < self._pages.gpn_limit
-
-    def disable(self) -> None:
-        """Clears bit 0."""
-        self.write(self.value & ~PAGE_ENABLE)
-
-    def reset(self) -> None:
-        """As after creation: disabled, 0 in the MSR. The contents stay, as TLFS zeroes them at creation only."""
-        self.write(0)
-
-
 class OverlayPages:
     """A child's overlay pages. Under Hypervisor.lock."""
 
-    __slots__ = ("_fd", "_free", "_map", "_next", "_pages", "_shown", "_view", "child", "gpn_limit")
+    __slots__ = ("_fd", "_free", "_map", "_next", "_pages", "_shown", "_view", "child", "gpn_limit", "lock")
 
     def __init__(self, child: ChildPartition) -> None:
         self.child = child
+        self.lock = child.hypervisor.lock
         self.gpn_limit = 1 << (child.memory.width - PAGE_GPN_SHIFT)
         self._next = 0
         #: offsets of pages that were given back
         self._free: list[int] = []
         #: pages in use, by their offsets
-        self._pages: dict[int, ChildOverlay] = {}
+        self._pages: dict[int, MovableOverlay] = {}
         #: page number -> overlays there, the visible one last
-        self._shown: dict[int, list[ChildOverlay]] = {}
+        self._shown: dict[int, list[MovableOverlay]] = {}
         self._fd = os.memfd_create("rootvisor-overlays", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self._fd, PAGE_LIMIT * PAGE_SIZE)
@@ -93,7 +54,7 @@ class OverlayPages:
         """Pages in use."""
         return self._next - len(self._free)
 
-    def allocate(self, writable: bool = True) -> ChildOverlay:
+    def allocate(self, writable: bool = True) -> MovableOverlay:
         """A page, zeroed; ``writable`` tells whether the guest may write to it."""
         if self._free:
             offset = self._free.pop()
@@ -102,12 +63,11 @@ class OverlayPages:
             self._next += 1
         else:
             raise MemoryError("a child has no more overlay pages")
-        page = ChildOverlay(self, offset, self._view[offset : offset + PAGE_SIZE])
-        page.writable = writable
+        page = MovableOverlay(self, offset, self._view[offset : offset + PAGE_SIZE], writable)
         self._pages[offset] = page
         return page
 
-    def free(self, page: ChildOverlay) -> None:
+    def free(self, page: MovableOverlay) -> None:
         """Takes a page back whose VP is gone."""
         page.write(0)
         page.view[:] = bytes(PAGE_SIZE)
@@ -115,14 +75,14 @@ class OverlayPages:
         del self._pages[page.offset]
         self._free.append(page.offset)
 
-    def show(self, page: ChildOverlay) -> None:
+    def show(self, page: MovableOverlay) -> None:
         """Lays the page over the child's memory at its page number."""
         if page.gpn >= self.gpn_limit or page.gpn == _APIC_GPN:
             return
         self._shown.setdefault(page.gpn, []).append(page)
         self.child.memory.put_overlay(page.gpn, self._fd, page.offset, page.writable)
 
-    def hide(self, page: ChildOverlay) -> None:
+    def hide(self, page: MovableOverlay) -> None:
         """Takes it away; another overlay there, or the child's memory, is visible again."""
         pages = self._shown.get(page.gpn)
         if pages is None or page not in pages:

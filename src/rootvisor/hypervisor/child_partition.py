@@ -24,8 +24,8 @@ from .partition import Partition
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
-    from .child_overlay import ChildOverlay
     from .hypervisor import Hypervisor
+    from .overlay import MovableOverlay
     from .vp import VirtualProcessor
 
 #: Life: created, initialized, stopping while FINALIZE works, finalized; a deleted one is gone from
@@ -156,7 +156,7 @@ class ChildPartition(Partition):
         if index in self._table or index >= VP_LIMIT:
             raise HvError(status.INVALID_VP_INDEX)
         vcpu = self._spare.pop(index, None) or self.vm.create_vcpu(index)
-        pages: list[ChildOverlay] = []
+        pages: list[MovableOverlay] = []
         try:
             while len(pages) < _PAGES_PER_VP:
                 pages.append(self.overlay_pages.allocate())

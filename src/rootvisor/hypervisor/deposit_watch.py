@@ -17,8 +17,9 @@ import sys
 from ..bus.address_space import AddressError
 from ..kvm.reservation import Reservation
 from ..tlfs import intercepts
-from . import memory_access, page_walk
+from . import memory_access
 from .gpa_ranges import NO_ACCESS, UNMAPPED, WRITABLE
+from .vp_view import VpView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class DepositWatch:
 
     def caught(self, vp: ComputerVp) -> bool:
         """KVM_RUN of a VP failed with EFAULT; whether it may go on, because a deposited page was to blame."""
-        view = _View(self, vp)
+        view = VpView(vp, _Memory(self, vp.partition.hypervisor.root))
         try:
             access = memory_access.find(view)  # type: ignore[arg-type]
         except AddressError:
@@ -148,26 +149,3 @@ class _Memory:
             return self._root.memory.view(gpn << 12, PAGE)
         except AddressError:
             return None
-
-
-class _View:
-    """A VP of the root as :mod:`.memory_access` and :mod:`.page_walk` look at children's."""
-
-    __slots__ = ("memory", "partition", "translations", "u8", "u64", "vcpu")
-
-    def __init__(self, watch: DepositWatch, vp: ComputerVp) -> None:
-        self.u8 = vp.u8
-        self.u64 = vp.u64
-        self.vcpu = vp.vcpu
-        self.memory = _Memory(watch, vp.partition.hypervisor.root)
-        self.partition = self
-        self.translations = self
-
-    def find(self, linear: int) -> int:
-        """As Translations.find."""
-        walk = page_walk.translate(self, linear)  # type: ignore[arg-type]
-        return -1 if walk.code else walk.gpa
-
-    def page(self, _linear: int) -> None:
-        """As Translations.page: nothing is remembered."""
-        return

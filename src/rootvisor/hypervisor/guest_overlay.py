@@ -11,9 +11,9 @@ from __future__ import annotations
 from ..kvm.errors import KvmError
 from ..kvm.memory import SharedMemory
 from ..kvm.reservation import Reservation
-from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
+from ..tlfs.msrs import PAGE_GPN_SHIFT
 from .errors import HypervisorError
-from .overlay import PAGE_SIZE, OverlayPage
+from .overlay import PAGE_SIZE, MovableOverlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,42 +22,6 @@ if TYPE_CHECKING:
 
 #: The first memory slot of pages over holes; below are RAM and the computer's own.
 _FIRST_SLOT = 16
-
-
-class GuestOverlay(OverlayPage):
-    """One page with its MSR; ``view`` never changes. It starts disabled, zeroed, with 0 in its MSR."""
-
-    __slots__ = ("_pages", "offset", "writable")
-
-    def __init__(self, pages: GuestOverlayPages, offset: int, view: memoryview, writable: bool) -> None:
-        self._pages = pages
-        self.offset = offset
-        self.view = view
-        #: whether the guest may write to it
-        self.writable = writable
-        self.gpn = self.home = 0
-        self.value = 0
-
-    def write(self, value: int) -> None:
-        """An MSR write: bit 0 enables, 11:1 are kept, 63:12 move the page. A GPA beyond the address space is accepted;
-        the page is then nowhere."""
-        gpn = value >> PAGE_GPN_SHIFT
-        with self._pages.lock:
-            if gpn != self.gpn or bool(value & PAGE_ENABLE) != self.enabled:
-                if self.enabled:
-                    self._pages.hide(self)
-                self.gpn = gpn
-                if value & PAGE_ENABLE:
-                    self._pages.show(self)
-            self.value = value
-
-    def can_move(self, value: int) -> bool:
-        """Whether the page of this MSR value lies in the guest's address space."""
-        return value >> PAGE_GPN_SHIFT < self._pages.gpn_limit
-
-    def disable(self) -> None:
-        """Clears bit 0."""
-        self.write(self.value & ~PAGE_ENABLE)
 
 
 class GuestOverlayPages:
@@ -77,7 +41,7 @@ class GuestOverlayPages:
         self._own = SharedMemory("overlays", count * PAGE_SIZE)
         self._next = 0
         #: page number -> overlays there, the visible one last
-        self._shown: dict[int, list[GuestOverlay]] = {}
+        self._shown: dict[int, list[MovableOverlay]] = {}
         #: page number -> memory slot of a page over a hole
         self._slots: dict[int, int] = {}
         self._alias = [Reservation(region.size) for region in self._regions]
@@ -85,15 +49,15 @@ class GuestOverlayPages:
             alias.map_file(0, region.size, region.fd, region.fd_offset, True)
             vm.set_memory(slot, region.gpa, region.size, alias.address)
 
-    def allocate(self, writable: bool = True) -> GuestOverlay:
+    def allocate(self, writable: bool = True) -> MovableOverlay:
         """The next page, zeroed."""
         offset = self._next
         if offset >= self._own.size:
             raise MemoryError("a guest has no more overlay pages")
         self._next += PAGE_SIZE
-        return GuestOverlay(self, offset, self._own.view[offset : offset + PAGE_SIZE], writable)
+        return MovableOverlay(self, offset, self._own.view[offset : offset + PAGE_SIZE], writable)
 
-    def visible(self, gpn: int) -> GuestOverlay | None:
+    def visible(self, gpn: int) -> MovableOverlay | None:
         """The overlay that the guest sees at a page number."""
         pages = self._shown.get(gpn)
         return pages[-1] if pages else None
@@ -105,14 +69,14 @@ class GuestOverlayPages:
                 return alias, region, offset
         return None
 
-    def show(self, page: GuestOverlay) -> None:
+    def show(self, page: MovableOverlay) -> None:
         """Lays the page over what the guest has at its page number."""
         if page.gpn >= self.gpn_limit:
             return
         self._shown.setdefault(page.gpn, []).append(page)
         self._put(page.gpn, page)
 
-    def hide(self, page: GuestOverlay) -> None:
+    def hide(self, page: MovableOverlay) -> None:
         """Takes it away; another overlay there, or what the guest has, is visible again."""
         pages = self._shown.get(page.gpn)
         if pages is None or page not in pages:
@@ -122,7 +86,7 @@ class GuestOverlayPages:
         if not pages:
             del self._shown[page.gpn]
 
-    def _put(self, gpn: int, page: GuestOverlay | None) -> None:
+    def _put(self, gpn: int, page: MovableOverlay | None) -> None:
         place = self._place(gpn)
         if place is None:
             self._put_over_hole(gpn, page)
@@ -136,7 +100,7 @@ class GuestOverlayPages:
         except OSError as error:
             raise HypervisorError(f"cannot map an overlay page: {error.strerror}") from error
 
-    def _put_over_hole(self, gpn: int, page: GuestOverlay | None) -> None:
+    def _put_over_hole(self, gpn: int, page: MovableOverlay | None) -> None:
         slot = self._slots.pop(gpn, None)
         if slot is not None:
             self._vm.set_memory(slot, gpn << PAGE_GPN_SHIFT, 0, 0)

@@ -10,12 +10,13 @@ from fcntl import ioctl
 from ..bus.address_space import AddressError
 from ..kvm import abi
 from ..tlfs import msrs, status
-from . import memory_access, page_walk
+from . import memory_access
 from .computer_vp import ComputerVp
 from .errors import HvError
 from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
 from .synthetic_msrs import synthetic_msrs
 from .synthetic_timers import timers_of
+from .vp_view import VpView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class GuestVp(ComputerVp):
         overlays = self.partition.overlays
         with overlays.lock:
             try:
-                access = memory_access.find(_View(self))  # type: ignore[arg-type]
+                access = memory_access.find(VpView(self, _Memory(self.partition)))  # type: ignore[arg-type]
             except AddressError:
                 access = None
         if access is None or access.state != READ_ONLY:
@@ -200,31 +201,6 @@ class GuestVp(ComputerVp):
         self._unexplained = 0
         self.vcpu.inject_exception(_GENERAL_PROTECTION, 0)
         return True
-
-
-class _View:
-    """A guest's VP and its memory as :mod:`.memory_access` and :mod:`.page_walk` look at children's."""
-
-    __slots__ = ("_overlays", "_ram", "memory", "partition", "translations", "u8", "u64", "vcpu")
-
-    def __init__(self, vp: GuestVp) -> None:
-        self.u8 = vp.u8
-        self.u64 = vp.u64
-        self.vcpu = vp.vcpu
-        self._ram = vp.partition.memory
-        self._overlays = vp.partition.overlays
-        self.memory = _Memory(vp.partition)
-        self.partition = self
-        self.translations = self
-
-    def find(self, linear: int) -> int:
-        """As Translations.find."""
-        walk = page_walk.translate(self, linear)  # type: ignore[arg-type]
-        return -1 if walk.code else walk.gpa
-
-    def page(self, _linear: int) -> None:
-        """As Translations.page: nothing is remembered."""
-        return
 
 
 class _Memory:

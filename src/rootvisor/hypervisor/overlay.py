@@ -13,7 +13,23 @@ from ..tlfs.msrs import PAGE_ENABLE, PAGE_GPN_SHIFT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import RLock
+    from typing import Protocol
+
     from ..bus.address_space import GuestMemory
+
+    class OverlaySet(Protocol):
+        """The pages of one partition."""
+
+        lock: RLock
+        gpn_limit: int
+
+        def show(self, page: MovableOverlay) -> None:
+            """Lays the page over what is at its page number."""
+
+        def hide(self, page: MovableOverlay) -> None:
+            """Takes it away again."""
+
 
 PAGE_SIZE = 4096
 
@@ -71,6 +87,49 @@ class OverlayPage:
     def disable(self) -> None:
         """Clears bit 0; the GPA stays readable, because a root reads it again after off-line and on-line."""
         self.value &= ~PAGE_ENABLE
+
+
+class MovableOverlay(OverlayPage):
+    """A page of its own memory that is laid over whatever a partition has at a GPA of the partition's choice.
+
+    ``view`` never changes. It starts disabled, zeroed, with 0 in its MSR.
+    """
+
+    __slots__ = ("_pages", "offset", "writable")
+
+    def __init__(self, pages: OverlaySet, offset: int, view: memoryview, writable: bool) -> None:
+        self._pages = pages
+        self.offset = offset
+        self.view = view
+        #: whether the guest may write to it
+        self.writable = writable
+        self.gpn = self.home = 0
+        self.value = 0
+
+    def write(self, value: int) -> None:
+        """An MSR write: bit 0 enables, 11:1 are kept, 63:12 move the page. A GPA beyond the address space is accepted;
+        the page is then nowhere."""
+        gpn = value >> PAGE_GPN_SHIFT
+        with self._pages.lock:
+            if gpn != self.gpn or bool(value & PAGE_ENABLE) != self.enabled:
+                if self.enabled:
+                    self._pages.hide(self)
+                self.gpn = gpn
+                if value & PAGE_ENABLE:
+                    self._pages.show(self)
+            self.value = value
+
+    def can_move(self, value: int) -> bool:
+        """Whether the page of this MSR value lies in the address space."""
+        return value >> PAGE_GPN_SHIFT < self._pages.gpn_limit
+
+    def disable(self) -> None:
+        """Clears bit 0."""
+        self.write(self.value & ~PAGE_ENABLE)
+
+    def reset(self) -> None:
+        """As after creation: disabled, 0 in the MSR. The contents stay, as TLFS zeroes them at creation only."""
+        self.write(0)
 
 
 class OwnedPages:
