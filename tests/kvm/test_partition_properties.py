@@ -181,14 +181,16 @@ def test_frozen_time_stands(parent: Parent) -> None:
     assert child.create_vp(1) == 0
     assert child.register(1, registers.TSC) == first[1]
     freeze(child)  # twice is once
-    freeze(child, False)
-    freeze(child, False)
     hertz = parent.get(hv.SELF, tlfs.PROCESSOR_CLOCK_FREQUENCY)[1]
+    thaw = time.monotonic()
+    freeze(child, False)
+    freeze(child, False)
     begin = time.monotonic()
     after = now(child), child.register(0, registers.TSC)
     other = child.register(1, registers.TSC)
-    assert 0 <= after[0] - first[0] < 150 * MS
-    assert 0 <= after[1] - first[1] < hertz // 5
+    went_on = time.monotonic() - thaw + 0.01
+    assert 0 <= after[0] - first[0] < went_on * 1e7
+    assert 0 <= after[1] - first[1] < went_on * hertz
     assert 0 <= other - after[1] < hertz * (time.monotonic() - begin + 0.01)
 
 
@@ -200,8 +202,9 @@ def test_reference_time_can_be_set(parent: Parent) -> None:
     assert child.set_registers(0, (registers.TSC, 1 << 40)) == 0
     assert child.register(0, registers.TSC) == 1 << 40
     assert now(child) in (4_999_999_999, 5_000_000_000)
+    thaw = time.monotonic()
     freeze(child, False)
-    assert 5_000_000_000 - 1 <= now(child) < 5_000_000_000 + 200 * MS
+    assert 5_000_000_000 - 1 <= now(child) < 5_000_000_000 + (time.monotonic() - thaw + 0.01) * 1e7
     assert child.register(0, registers.TSC) >> 40 == 1
 
 
@@ -218,8 +221,9 @@ def test_guest_computes_reference_time_from_a_tsc_that_was_set_while_time_stood(
     scale, offset = struct.unpack_from("<Qq", page, 8)
     assert abs(((1 << 40) * scale >> 64) + offset - 5_000_000_000) <= 10
     freeze(child, False)
+    begin = time.monotonic()
     tsc = child.register(0, registers.TSC)
-    assert 0 <= now(child) - ((tsc * scale >> 64) + offset) < 200 * MS
+    assert 0 <= now(child) - ((tsc * scale >> 64) + offset) < (time.monotonic() - begin + 0.01) * 1e7
 
 
 def test_frozen_vps_do_not_run(parent: Parent) -> None:
@@ -297,6 +301,7 @@ def test_an_apic_timer_keeps_what_it_had_left(parent: Parent, mode: str) -> None
     child.memory(vector * 4)[:4] = struct.pack("<HH", handler, 0)
     child.memory(handler)[:2] = OUT_80
     child_vp = parent.guest.hypervisor.children()[0].vps[0]
+    set_at = time.monotonic()
     tsc = child.register(0, registers.TSC)
     with parent.guest.hypervisor.lock:
         vcpu = child_vp.vcpu
@@ -311,17 +316,19 @@ def test_an_apic_timer_keeps_what_it_had_left(parent: Parent, mode: str) -> None
         vcpu.set_lapic(lapic)
         if mode == "deadline":
             assert vcpu.set_msr(0x6E0, tsc + hertz)
-    begin = time.monotonic()
     child.resume()
     time.sleep(0.2)
     freeze(child)
-    left = 1.0 - (time.monotonic() - begin)
+    left = 1.0 - (
+        time.monotonic() - set_at
+    )  # at least; nothing is shown by a host that needed a second until here
+    before = child_vp.intercept_suspend
     time.sleep(1.5)
-    assert not child_vp.intercept_suspend
+    assert child_vp.intercept_suspend == before and (left < 0 or not before), "it ran out while time stood"
     thawed = time.monotonic()
     freeze(child, False)
     assert child.message()[0] == intercepts.X64_IO_PORT_INTERCEPT
-    assert left - 0.3 < time.monotonic() - thawed < left + 0.6
+    assert time.monotonic() - thawed > left - 0.01, "it did not wait for what it had left"
 
 
 def test_freezing_from_two_vps_at_once(guest2: Guest) -> None:

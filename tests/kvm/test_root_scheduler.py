@@ -128,7 +128,7 @@ def test_interrupt_of_the_root_ends_the_call(parent: Parent, monkeypatch: pytest
     guest.wrmsr(0x838, 50_000_000)
     began = time.monotonic()
     assert dispatch(child) == (0, READY, OTHER)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
     guest.take(0x71, 0, before + 1)
 
 
