@@ -37,6 +37,7 @@ EVERYTHING = frozenset(
         "peers",
         "tlfs",
         "trace",
+        "vfio",
         "virtio",
         "vmm",
         "x86",
@@ -59,7 +60,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "x86": frozenset(),
     "hypervisor": frozenset({"tlfs", "kvm", "bus", "trace", "x86"}),
     "virtio": frozenset({"pci", "trace"}),
-    "machine": frozenset({"hypervisor", "virtio", "chips", "pci", "bus", "boot", "trace", "tlfs", "kvm"}),
+    "vfio": frozenset({"pci"}),
+    "machine": frozenset(
+        {"hypervisor", "virtio", "vfio", "chips", "pci", "bus", "boot", "trace", "tlfs", "kvm"}
+    ),
     "vmm": frozenset({"mshv", "virtio", "daemons", "chips", "pci", "bus", "boot", "trace", "x86", "tlfs"}),
     "appliance": frozenset({"kernels", "boot", "files"}),
     "peers": frozenset({"kernels", "boot", "kvm"}),
@@ -94,7 +98,20 @@ SLOW_MODULES = frozenset(
 
 #: Packages whose modules all lie on the boot path. What they import from elsewhere is followed and joins it.
 BOOT_PATH_PACKAGES = frozenset(
-    {"tlfs", "kvm", "hypervisor", "bus", "pci", "virtio", "chips", "machine", "mshv", "vmm", "daemons"}
+    {
+        "tlfs",
+        "kvm",
+        "hypervisor",
+        "bus",
+        "pci",
+        "vfio",
+        "virtio",
+        "chips",
+        "machine",
+        "mshv",
+        "vmm",
+        "daemons",
+    }
 )
 
 

@@ -24,7 +24,7 @@ from . import cache
 from .command_lines import FIRST_STAGE, ROOT_TAG
 from .errors import ApplianceError
 from .holder import holder_program
-from .modules import module_files, module_name, read_module
+from .modules import WANTED, module_files, module_name, read_module
 from .request import Request
 
 #: Goes into the name of the modules' archive in the cache; change it when the archive changes its form.
@@ -73,7 +73,7 @@ def ramdisk(
         folder = str(cache_dir() / "initramfs")
         base = build_base(find_busybox(folder), None, (), folder)
         with open(base, "rb") as file:
-            parts = [file.read(), _modules_archive(modules)]
+            parts = [file.read(), _modules_archive(modules, tuple(request.modules))]
         init = InitRequest(
             rootfs="virtiofs",
             tag=ROOT_TAG,
@@ -96,9 +96,9 @@ def ramdisk(
     return parts
 
 
-def _modules_archive(folder: str) -> bytes:
+def _modules_archive(folder: str, more: tuple[str, ...] = ()) -> bytes:
     """First stage and modules; kept in the cache, because unpacking the modules takes half a second."""
-    files = module_files(folder)
+    files = module_files(folder, WANTED + more)
     key = hashlib.sha256(repr((_FORMAT, _FIRST_STAGE, holder_program())).encode())
     for path in files:
         status = os.stat(path)

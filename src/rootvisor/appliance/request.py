@@ -31,7 +31,8 @@ class Request:
     same path; everything else of the host is read-only, below a writable layer that is thrown away.
     ``timeout``: seconds for the whole run, None for no limit. ``ready_timeout``: seconds without a sign of life
     that count as death while the appliance starts. ``qemu_args`` and ``kernel_args`` are added to the two
-    command lines (emulated devices, for instance). ``kernel``: None for the distribution's stock kernel.
+    command lines (emulated devices, for instance); ``modules`` are loaded beside those that the appliance needs
+    itself. ``kernel``: None for the distribution's stock kernel.
     ``console_fd``: a copy of what the appliance's kernel prints, for developers.
     """
 
@@ -46,6 +47,7 @@ class Request:
     timeout: float | None = None
     ready_timeout: float = 60.0
     qemu_args: Sequence[str] = ()
+    modules: Sequence[str] = ()
     kernel_args: Sequence[str] = ()
     kernel: ApplianceKernel | None = None
     console_fd: int | None = None

@@ -80,6 +80,7 @@ class RunOptions:
     watch_deposits: bool = False
     command: tuple[str, ...] | None = None
     role: str = "root"
+    hardware: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class RunDescription:
     verbose: bool = False
     file_server: tuple[str, ...] | None = None
     role: str = "root"
+    assigned: tuple[str, ...] = ()
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -140,6 +142,7 @@ class RunDescription:
             "tty": self.tty,
             "disks": [{"path": disk.path, "readonly": disk.readonly} for disk in self.disks],
             "devices": list(self.devices),
+            "assigned": list(self.assigned),
             "scheduler": self.scheduler,
             "trace": self.trace,
             "timeout_s": self.timeout_s,

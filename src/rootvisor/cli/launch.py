@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rootvisor import kernels
 from rootvisor.cli.description import RunDescription
@@ -173,6 +174,7 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             writable=writable,
             memory_mib=(own.memory_bytes >> 20) + _APPLIANCE_MEMORY_MIB,
             timeout=timeout,
+            **_hardware(plan),
         )
         try:
             return run(request)
@@ -180,6 +182,19 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             raise UserError(str(error)) from error
         finally:
             _collect(results)
+
+
+def _hardware(plan: RunPlan) -> dict[str, Any]:
+    """What the appliance needs for emulated devices: QEMU's words, its kernel's, and modules."""
+    from rootvisor.appliance import hardware
+
+    if not plan.emulated:
+        return {}
+    return {
+        "qemu_args": hardware.qemu_arguments(plan.emulated),
+        "kernel_args": hardware.KERNEL_ARGS,
+        "modules": hardware.MODULES,
+    }
 
 
 def _redirect_outputs(description: RunDescription, folder: Path) -> tuple[RunDescription, dict[Path, str]]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from rootvisor.appliance.hardware import KINDS
 from rootvisor.cli import values
+from rootvisor.cli.hardware import parse_device
 from rootvisor.cli.help import NamedType
 
 if TYPE_CHECKING:
@@ -74,6 +76,9 @@ MEMORY = ValueType("SIZE", values.parse_memory, ("512M", "1G", "2G", "4G"))
 VPS = ValueType("N", values.parse_vps, ("1", "2", "4"))
 SECONDS = ValueType("SECONDS", values.parse_seconds)
 DISK = ValueType("path=FILE[,readonly=on]", values.parse_disk)
+HARDWARE = ValueType(
+    "pci:ADDRESS|emulated:KIND", parse_device, ("pci:", *(f"emulated:{name}" for name in KINDS))
+)
 DEVICES = ValueType("LIST", values.parse_devices, ("all", "none", *values.DEVICES))
 APPEND = ValueType("STRING", values.parse_append)
 KERNEL = NameOrPath(("mshv", "stock"), "mshv|stock|PATH")

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from rootvisor.appliance.hardware import EmulatedDevice
 from rootvisor.boot.multiboot import is_multiboot
 from rootvisor.cli.description import CommandRequest, Disk, RunDescription, RunOptions
 from rootvisor.cli.engine import EngineChoice, choose_engine
 from rootvisor.cli.errors import UserError, usage_error
+from rootvisor.cli.hardware import place
 from rootvisor.cli.kernel_choice import NAMES, choose_kernel
 from rootvisor.cli.output import Progress, format_bytes
 
@@ -68,12 +70,14 @@ class Standard:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run that can start: engine, what the machine is given, and whether our agent runs in it."""
+    """A run that can start: engine, what the machine is given, whether our agent runs in it, and what hardware the
+    appliance has to emulate for it."""
 
     engine: EngineChoice
     description: RunDescription
     agent: bool
     debug: bool
+    emulated: tuple[EmulatedDevice, ...] = ()
 
 
 def prepare(
@@ -112,6 +116,7 @@ def prepare(
     if console_log not in (None, "stderr"):
         console_log = _writable_file("--console", console_log)
     engine = choose_engine(options.engine)
+    hardware = place(options.hardware, engine.name)
     file_server = None if rootfs_path is None else _file_server(rootfs_path, engine.name)
     kernel = choose_kernel(options.kernel, progress=progress, build=build, bare_metal=options.role == "guest")
     if build and engine.name == "appliance":  # which boots this one: it is fetched before anything is started
@@ -140,15 +145,20 @@ def prepare(
         verbose=options.verbose,
         file_server=file_server,
         role=options.role,
+        assigned=hardware.addresses,
     )
     agent = options.initrd is None and not bare_metal
-    return RunPlan(engine, description, agent=agent, debug=options.debug)
+    return RunPlan(engine, description, agent=agent, debug=options.debug, emulated=hardware.emulated)
 
 
 def _for_role(options: RunOptions, bare_metal: bool) -> RunOptions:
     """The options as they apply to a guest without a root, and to one that is no Linux."""
     if options.role == "root":
         return options
+    if options.hardware:
+        raise usage_error(
+            "--device gives physical devices to a root partition", "leave it out, or --as guest"
+        )
     if options.watch_deposits:
         raise usage_error("--watch-deposits is about a root partition", "leave it out, or --as guest")
     if options.scheduler != "hypervisor":

@@ -110,6 +110,15 @@ _EXAMPLES = (
     help="A raw image or block device as a virtio disk; may be given several times.",
 )
 @option(
+    "--device",
+    "hardware",
+    group=_DEVICES,
+    type=types.HARDWARE,
+    multiple=True,
+    help="A physical PCI device for the root alone: one of this machine's (see: rootvisor devices), or "
+    "in the appliance emulated:nvme,path=FILE, emulated:nic, emulated:display; may be given several times.",
+)
+@option(
     "--devices",
     group=_DEVICES,
     type=types.DEVICES,
@@ -168,6 +177,7 @@ def run(
     /,
     command: tuple[str, ...],
     disks: tuple[Disk, ...],
+    hardware: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     **values: Any,
@@ -183,6 +193,7 @@ def run(
     """
     options = RunOptions(
         disks=disks,
+        hardware=hardware,
         command=command or None,
         debug=bool(ctx.find_root().meta.get("rootvisor.debug")),
         **values,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ..virtio.console import Console
     from ..virtio.device import VirtioDevice
+    from .assigned_devices import AssignedDevices
     from .computer import Computer
     from .console_wiring import Consoles
 
@@ -21,11 +22,12 @@ ROOTFS_TAG = "root"
 class Devices:
     """Everything plugged into the computer; :meth:`close` stops the threads and servers behind it."""
 
-    __slots__ = ("_functions", "_partition", "_servers", "console")
+    __slots__ = ("_assigned", "_functions", "_partition", "_servers", "console")
 
     def __init__(self, computer: Computer, description: dict[str, Any], consoles: Consoles) -> None:
         self._functions: list[VirtioPciFunction] = []
         self._servers: list[FileServer] = []
+        self._assigned: AssignedDevices | None = None
         self._partition = computer.partition
         self.console: Console | None = None
         wanted = description["devices"]
@@ -53,6 +55,10 @@ class Devices:
                     from ..virtio.disk_image import DiskImage
 
                     self._add(computer, Block(DiskImage(disk["path"], readonly=disk["readonly"])))
+            if description.get("assigned"):
+                from .assigned_devices import AssignedDevices
+
+                self._assigned = AssignedDevices(computer, description["assigned"])
         except BaseException:
             self.close()
             raise
@@ -74,6 +80,9 @@ class Devices:
 
     def close(self) -> None:
         """Devices first, then the servers they talk to."""
+        if self._assigned is not None:
+            self._assigned.close()
+            self._assigned = None
         for function in self._functions:
             function.close()
         for server in self._servers:

@@ -18,6 +18,7 @@ from ..kvm.errors import KvmError
 from ..kvm.selftest import run_guest
 from ..kvm.system import Kvm
 from ..tlfs.hypercalls import SCHEDULER_HYPERVISOR, SCHEDULER_ROOT
+from ..vfio.errors import VfioError
 from .computer import Computer
 from .console_wiring import Consoles
 from .devices import Devices
@@ -49,7 +50,7 @@ def run(description: dict[str, Any]) -> int:
                 machine.close()
             if machine.how != "reset" or description.get("on_reboot") != "restart":
                 return status
-    except (KvmError, HypervisorError, BootError, OSError) as error:
+    except (KvmError, HypervisorError, BootError, VfioError, OSError) as error:
         return _failed(str(error))
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: GSIs below are IO-APIC pins.
 _FIRST_ROUTE = 24
+#: Memory slots from here on show devices' memory; those of RAM and configuration space come before.
+_FIRST_DEVICE_SLOT = 32
 
 
 def pci_device_id(bdf: int) -> int:
@@ -107,11 +109,12 @@ class RemappedVector:
 class PartitionPlatform:
     """The :class:`rootvisor.pci.platform.PciPlatform` of a partition."""
 
-    __slots__ = ("_routed", "partition")
+    __slots__ = ("_device_slots", "_routed", "partition")
 
     def __init__(self, partition: ComputerPartition) -> None:
         self.partition = partition
         self._routed: list[RemappedVector] = []
+        self._device_slots: dict[int, int] = {}
         partition.interrupts.changed.append(self._entry_changed)
 
     @property
@@ -156,6 +159,17 @@ class PartitionPlatform:
             zones.add(gpa, size)
         else:
             zones.remove(gpa, size)
+
+    def map_device_memory(self, gpa: int, size: int, address: int) -> int:
+        """Shows memory of a device in the partition."""
+        slot = next(n for n in range(_FIRST_DEVICE_SLOT, 1 << 16) if n not in self._device_slots)
+        self.partition.vm.set_memory(slot, gpa, size, address)
+        self._device_slots[slot] = gpa
+        return slot
+
+    def unmap_device_memory(self, handle: int) -> None:
+        """Undoes :meth:`map_device_memory`."""
+        self.partition.vm.set_memory(handle, self._device_slots.pop(handle), 0, 0)
 
     def _entry_changed(self, index: int) -> None:
         for vector in self._routed:

@@ -80,15 +80,21 @@ class PciFunction:
         """Give the function MSI-X with its table and pending bits (8-byte aligned) in `bar`."""
         if (table_offset | pba_offset) & 7:
             raise ValueError("the MSI-X table and pending bits are 8-byte aligned")
-        msix = MsixTable(vectors)
         body = (vectors - 1).to_bytes(2, "little")
         body += (table_offset | bar.index).to_bytes(4, "little")
         body += (pba_offset | bar.index).to_bytes(4, "little")
-        bar.add_region(table_offset, msix.table_bytes, msix.table)
-        bar.add_region(pba_offset, msix.pba_bytes, msix.pba)
-        self._msix_control = self.config.add_capability(reg.CAP_MSIX, body) + reg.MSIX_CONTROL
+        offset = self.config.add_capability(reg.CAP_MSIX, body)
+        return self.place_msix(offset, vectors, (bar, table_offset), (bar, pba_offset))
+
+    def place_msix(
+        self, offset: int, vectors: int, table: tuple[Bar, int], pba: tuple[Bar, int]
+    ) -> MsixTable:
+        """Make the MSI-X capability at `offset` of configuration space work; `table` and `pba`: BAR and offset."""
+        self.msix = msix = MsixTable(vectors)
+        table[0].add_region(table[1], msix.table_bytes, msix.table)
+        pba[0].add_region(pba[1], msix.pba_bytes, msix.pba)
+        self._msix_control = offset + reg.MSIX_CONTROL
         self.config.set_mask(self._msix_control, 2, reg.MSIX_CONTROL_ENABLE | reg.MSIX_CONTROL_FUNCTION_MASK)
-        self.msix = msix
         return msix
 
     def attach(self, root: PciRoot, bdf: int) -> None:

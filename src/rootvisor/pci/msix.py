@@ -41,6 +41,7 @@ class MsixTable:
         "_table",
         "_vectors",
         "count",
+        "on_live",
         "pba",
         "table",
     )
@@ -61,6 +62,8 @@ class MsixTable:
         self._bus_master = False
         self._table = bytearray()
         self._clear_table()
+        #: told of each vector that goes live, under the lock: for who has to switch the device's own interrupt on
+        self.on_live: Callable[[int, MsiVector], None] | None = None
         self.table = _TableRegisters(self)
         self.pba = _PendingRegisters(self)
 
@@ -68,6 +71,11 @@ class MsixTable:
     def table_bytes(self) -> int:
         """Size of the vector table."""
         return self.count * reg.MSIX_ENTRY_BYTES
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the driver has switched MSI-X on."""
+        return self._enabled
 
     @property
     def pba_bytes(self) -> int:
@@ -208,6 +216,8 @@ class MsixTable:
         if not self._live[index]:
             vector.mask(False)
             self._live[index] = True
+            if self.on_live is not None:
+                self.on_live(index, vector)
         due = self._pending[index]
         self._pending[index] = False
         return due

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Physical devices of the root partition: taken from the host, wired to the root's bus and memory, and given back."""
+
+from __future__ import annotations
+
+import sys
+
+from ..vfio.binding import Binding
+from ..vfio.container import Container
+from ..vfio.device import VfioDevice
+from ..vfio.host_device import find, obstacle
+from ..vfio.pci_function import AssignedFunction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..vfio.host_device import HostDevice
+    from .computer import Computer
+
+_PAGE = 4096
+
+
+class AssignedDevices:
+    """The functions at ``addresses`` of the host (``0000:01:00.0``), all in one IOMMU container.
+
+    They reach the partition's RAM, except for the pages that the hypervisor owns. The constructor raises
+    :class:`VfioError`; what was taken goes back then.
+    """
+
+    __slots__ = ("_binding", "_container", "_functions")
+
+    def __init__(self, computer: Computer, addresses: list[str]) -> None:
+        self._binding: Binding | None = None
+        self._container: Container | None = None
+        self._functions: list[AssignedFunction] = []
+        try:
+            self._take(computer, [find(address) for address in addresses])
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, computer: Computer, devices: list[HostDevice]) -> None:
+        for host in devices:
+            problem = obstacle(host)
+            if problem is not None:
+                raise problem
+        self._binding = Binding(devices)
+        self._container = container = Container()
+        groups = [container.add_group(host.group) for host in devices if host.group is not None]
+        for gpa, size, address in _dma_ranges(computer):
+            container.map(gpa, address, size)
+        for host, group in zip(devices, groups, strict=True):
+            device = VfioDevice(group, host.address)
+            try:
+                device.reset()
+                function = AssignedFunction(device, computer.platform)
+            except BaseException:
+                device.close()
+                raise
+            function.report = _report  # type: ignore[method-assign]
+            self._functions.append(function)
+            computer.add_function(function)
+
+    def close(self) -> None:
+        """Resets the devices and gives them back to their drivers. The partition does not run any more."""
+        for function in self._functions:
+            function.close()
+        self._functions.clear()
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if self._binding is not None:
+            self._binding.close()
+            self._binding = None
+
+
+def _report(problem: str) -> None:
+    sys.stderr.write(f"rootvisor: {problem}\n")
+
+
+def _dma_ranges(computer: Computer) -> list[tuple[int, int, int]]:
+    """(GPA, size, address in this process) of the RAM that devices may reach: all but the hypervisor's own pages."""
+    layout = computer.layout
+    owned, end = layout.owned_gpa, layout.owned_gpa + layout.owned_pages * _PAGE
+    ranges = []
+    for region in computer.partition.memory.regions:
+        pieces = [(region.gpa, region.gpa + region.size)]
+        if owned and region.gpa <= owned < region.gpa + region.size:
+            pieces = [(region.gpa, owned), (end, region.gpa + region.size)]
+        ranges += [(low, high - low, region.address + low - region.gpa) for low, high in pieces if low < high]
+    return ranges
