@@ -26,6 +26,7 @@ _COMMANDS = {
     "demo": ("rootvisor.cli.demo:demo", "Boot the root partition and a guest; show the evidence"),
     "kernel": ("rootvisor.cli.kernel:kernel", "Build, list, find and remove kernels"),
     "doctor": ("rootvisor.cli.doctor:doctor", "Check this machine, and say how to mend what is missing"),
+    "devices": ("rootvisor.cli.devices:devices", "List the PCI devices that the root partition can be given"),
     "trace": ("rootvisor.cli.trace:trace", "Look at files that run --trace FILE wrote"),
     "bench": ("rootvisor.cli.bench:bench", "Measure boots, exits, children and guests beside QEMU"),
     "peer": ("rootvisor.cli.peer:peer", "Boot guests with an unmodified QEMU in the root partition"),

@@ -52,11 +52,10 @@ class AssignedDevices:
             device = VfioDevice(group, host.address)
             try:
                 device.reset()
-                function = AssignedFunction(device, computer.platform)
+                function = AssignedFunction(device, computer.platform, _report)
             except BaseException:
                 device.close()
                 raise
-            function.report = _report  # type: ignore[method-assign]
             self._functions.append(function)
             computer.add_function(function)
 

@@ -84,7 +84,7 @@ def canonical(text: str) -> str:
         if (
             len(parts) != 4
             or text.count(".") != 1
-            or any(part.strip() != part or "_" in part for part in parts)
+            or any(not part or part.strip("0123456789abcdef") for part in parts)
         ):
             raise ValueError
         domain, bus, device, function = (int(part, 16) for part in parts)

@@ -16,6 +16,7 @@ from .errors import VfioError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from ..pci.bar import Bar
@@ -55,7 +56,8 @@ _HIDDEN = frozenset((0x14,))
 class AssignedFunction(PciFunction):
     """The device behind ``device`` at a place of the partition's bus. It signals eventfds; ``platform`` routes them."""
 
-    def __init__(self, device: VfioDevice, platform: DevicePlatform) -> None:
+    def __init__(self, device: VfioDevice, platform: DevicePlatform, report: Callable[[str], None]) -> None:
+        """``report`` is told of what the partition's driver will miss."""
         read = device.config
         class_code = read(reg.CLASS_CODE, 3)
         super().__init__(
@@ -66,6 +68,7 @@ class AssignedFunction(PciFunction):
             express=False,
         )
         self.device = device
+        self._report = report
         self._platform = platform
         #: which bits of configuration space are ours; the others are the device's
         self._ours = ConfigSpace()
@@ -284,7 +287,7 @@ class AssignedFunction(PciFunction):
                     abi.IRQ_MSIX, 0, [eventfds.get(n, -1) for n in range(max(self._connected) + 1)]
                 )
         except VfioError as error:
-            self.report(str(error))
+            self._report(str(error))
 
     def _update_msix(self) -> None:
         super()._update_msix()
@@ -311,12 +314,9 @@ class AssignedFunction(PciFunction):
                 try:
                     self.device.connect(abi.IRQ_MSI, 0, [vector.eventfd()])
                 except VfioError as error:
-                    self.report(str(error))
+                    self._report(str(error))
             else:
                 self.device.disconnect(abi.IRQ_MSI)
-
-    def report(self, problem: str) -> None:
-        """Something the partition's driver will miss; the machine puts its own function here."""
 
     # --- memory -------------------------------------------------------------------------------------------------------
     def bar_moved(self, bar: Bar) -> None:
@@ -336,6 +336,8 @@ class AssignedFunction(PciFunction):
     def reset(self) -> None:
         """The device is reset, too."""
         super().reset()
+        self._connected.clear()
+        self.device.disconnect(abi.IRQ_MSIX)
         self._update_msi()
         self.device.reset()
         self.device.write(abi.REGION_CONFIG, reg.COMMAND, 2, self._command_of_device(0))

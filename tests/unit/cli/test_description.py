@@ -50,6 +50,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "tty": False,
         "disks": [{"path": "/d.img", "readonly": True}],
         "devices": ["console", "rng", "fs", "disk"],
+        "assigned": [],
         "scheduler": "hypervisor",
         "trace": None,
         "timeout_s": 2.5,
