@@ -46,6 +46,12 @@ class Ordinary(Guest):
         self.wrmsr(msrs.SCONTROL, 1, vp)
         return self.partition.vps[vp].synic
 
+    def leave_doorbell(self, vp: int) -> None:
+        """The VP runs on from its doorbell, with nothing to do, and meets what waits for it: an INIT."""
+        base = g.MAILBOXES + vp * g.MAILBOX_SIZE
+        self.ram[base : base + 4] = bytes(4)
+        self._bell.go[vp].release()
+
     def read(self, gpa: int, vp: int = 0) -> int:
         """Eight bytes as the guest sees them."""
         op = self.one(g.LOAD, vp, rcx=gpa)

@@ -43,8 +43,7 @@ READABLE = frozenset(
     (
         *range(msrs.GUEST_OS_ID, msrs.RESET + 1), msrs.VP_RUNTIME, *range(msrs.TIME_REF_COUNT, msrs.APIC_FREQUENCY + 1),
         msrs.ICR, msrs.TPR, msrs.VP_ASSIST_PAGE, *range(msrs.SCONTROL, msrs.SIRBP + 1),
-        *range(msrs.SINT0, msrs.SINT15 + 1), *TIMERS, *range(msrs.CRASH_P0, msrs.TSC_EMULATION_STATUS + 1),
-        msrs.TSC_INVARIANT_CONTROL,
+        *range(msrs.SINT0, msrs.SINT15 + 1), *TIMERS, *range(msrs.CRASH_P0, msrs.CRASH_CTL + 1),
     )
 )  # fmt: skip
 READ_ONLY = frozenset(
@@ -58,7 +57,7 @@ READ_ONLY = frozenset(
     )
 )
 #: They sleep, reset, take the call page away or stop the agent's interrupts from coming: not written, or not read.
-LEFT_ALONE = frozenset((msrs.GUEST_IDLE, msrs.GUEST_OS_ID, msrs.HYPERCALL))
+LEFT_ALONE = frozenset((msrs.GUEST_IDLE, msrs.GUEST_OS_ID, msrs.HYPERCALL, msrs.TSC_INVARIANT_CONTROL))
 
 
 def write_faults(index: int, value: int) -> bool | None:
@@ -73,10 +72,6 @@ def write_faults(index: int, value: int) -> bool | None:
         return bool(value & ~1)
     if msrs.SINT0 <= index <= msrs.SINT15:
         return not value & msrs.SINT_MASKED and value & 0xFF < 16
-    if index == msrs.TSC_EMULATION_STATUS:
-        return value != 0
-    if index == msrs.TSC_INVARIANT_CONTROL:
-        return True if value & ~1 else None
     return None if index == msrs.ICR else False
 
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from rootvisor.bus.address_space import GuestMemory
 from rootvisor.hypervisor.errors import HvError
+from rootvisor.hypervisor.guest_partition import GuestPartition
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import messages, msrs, status
 from rootvisor.tlfs import ports as tlfs
@@ -27,19 +30,23 @@ MESSAGE, EVENT, FAR_MESSAGE, ANY = 0x10, 0x20, 0x11, 0x12
 @pytest.fixture
 def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
     """Two VPs with their SynICs on, and connections: MESSAGE and EVENT to VP 0, FAR_MESSAGE to VP 1, ANY to any."""
-    with Ordinary(vps=2) as made:
-        made.enable_hypercalls()
-        made.start_vp(1)
-        for vp in (0, 1):
-            made.enable_synic(vp)
-            made.wrmsr(msrs.SINT0 + SINT, VECTOR, vp)
-            made.wrmsr(msrs.SINT0 + EVENT_SINT, EVENT_VECTOR, vp)
-        connect(made, MESSAGE, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, 0, 0))
-        connect(made, FAR_MESSAGE, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, 1, 0))
-        connect(made, ANY, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, tlfs.ANY_VP, 0))
-        connect(made, EVENT, tlfs.PORT_EVENT, tlfs.EVENT_PORT.pack(EVENT_SINT, 0, 32, 4, 0))
+    with prepared(Ordinary(vps=2)) as made:
         yield made
         assert made.partition.defect is None
+
+
+def prepared(made: Ordinary) -> Ordinary:
+    made.enable_hypercalls()
+    made.start_vp(1)
+    for vp in (0, 1):
+        made.enable_synic(vp)
+        made.wrmsr(msrs.SINT0 + SINT, VECTOR, vp)
+        made.wrmsr(msrs.SINT0 + EVENT_SINT, EVENT_VECTOR, vp)
+    connect(made, MESSAGE, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, 0, 0))
+    connect(made, FAR_MESSAGE, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, 1, 0))
+    connect(made, ANY, tlfs.PORT_MESSAGE, tlfs.MESSAGE_PORT.pack(SINT, tlfs.ANY_VP, 0))
+    connect(made, EVENT, tlfs.PORT_EVENT, tlfs.EVENT_PORT.pack(EVENT_SINT, 0, 32, 4, 0))
+    return made
 
 
 def connect(guest: Ordinary, number: int, kind: int, info: bytes) -> None:
@@ -98,11 +105,24 @@ def test_busy_slot_queues_sixteen_and_eom_brings_them_in_order(ordinary: Ordinar
 
 
 @row("SYN-07")
+def test_eoi_of_a_guest_that_forgets_eom_brings_the_next_message(ordinary: Ordinary) -> None:
+    assert (post(ordinary, MESSAGE, 1), post(ordinary, MESSAGE, 2)) == (0, 0)
+    assert ordinary.take(VECTOR) == 1
+    ordinary.free_slot(SINT)
+    ordinary.wrmsr(msrs.EOI, 0)
+    deadline = time.monotonic() + 60
+    while ordinary.slot(SINT)[0] != 2:
+        assert time.monotonic() < deadline
+    assert ordinary.take(VECTOR, count=2) == 2
+
+
+@row("SYN-07")
 def test_a_guest_that_forgets_eom_gets_the_rest_with_the_next_message(ordinary: Ordinary) -> None:
     assert (post(ordinary, MESSAGE, 1), post(ordinary, MESSAGE, 2)) == (0, 0)
     ordinary.free_slot(SINT)
     assert post(ordinary, MESSAGE, 3) == 0
     assert ordinary.slot(SINT)[0] == 2
+    assert ordinary.slot(SINT)[2] == 1, "one waits still"
 
 
 @row("SYN-01", "HC-17", "HC-18")
@@ -182,10 +202,26 @@ def test_polling_sint_takes_both_without_an_interrupt(ordinary: Ordinary) -> Non
     assert ordinary.interrupts(EVENT_VECTOR) == 0
 
 
+class WithoutKvmsSynic(Ordinary):
+    """On a KVM without CONFIG_KVM_HYPERV, as far as automatic EOI goes."""
+
+    def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
+        partition = super()._create(memory, vps)
+        partition.auto_eoi = False
+        return partition
+
+
+@pytest.fixture
+def without_kvms_synic(usable_kvm: None) -> Iterator[Ordinary]:
+    with prepared(WithoutKvmsSynic(vps=2)) as made:
+        yield made
+        assert made.partition.defect is None
+
+
 @row("SYN-11")
-def test_automatic_eoi_leaves_nothing_in_service(ordinary: Ordinary) -> None:
-    if not ordinary.partition.auto_eoi:
-        pytest.skip("this KVM has no SynIC of its own, whose SINTs its local APIC looks at")
+@pytest.mark.parametrize("maker", ["ordinary", "without_kvms_synic"])
+def test_automatic_eoi_leaves_nothing_in_service(request: pytest.FixtureRequest, maker: str) -> None:
+    ordinary: Ordinary = request.getfixturevalue(maker)
     ordinary.wrmsr(msrs.SINT0 + SINT, msrs.SINT_AUTO_EOI | NO_EOI_VECTOR)
     for _ in range(2):
         assert post(ordinary, MESSAGE) == 0
@@ -198,6 +234,24 @@ def test_automatic_eoi_leaves_nothing_in_service(ordinary: Ordinary) -> None:
     assert in_service(ordinary, NO_EOI_VECTOR), "without the bit it waits for EOI"
     ordinary.wrmsr(msrs.EOI, 0)
     assert not in_service(ordinary, NO_EOI_VECTOR)
+
+
+@row("SYN-11", "SYN-14")
+def test_interrupt_that_ends_itself_waits_for_the_task_priority_and_wakes(
+    without_kvms_synic: Ordinary,
+) -> None:
+    guest = without_kvms_synic
+    guest.wrmsr(msrs.SINT0 + SINT, msrs.SINT_AUTO_EOI | VECTOR)
+    guest.wrmsr(msrs.TPR, 0xF0)
+    assert post(guest, MESSAGE) == 0
+    assert guest.take(VECTOR, turns=2000) == 0
+    guest.wrmsr(msrs.TPR, 0)
+    assert guest.take(VECTOR, turns=100_000_000) == 1
+    assert not in_service(guest, VECTOR)
+    guest.free_slot(SINT)
+    assert post(guest, MESSAGE) == 0
+    assert guest.one(g.RDMSR, rcx=msrs.GUEST_IDLE).fault == 0, "it is pending: idling ends at once"
+    assert guest.take(VECTOR, count=2, turns=100_000_000) == 2
 
 
 @row("SYN-13")
@@ -229,6 +283,39 @@ def test_queue_and_page_survive_off_move_and_on(ordinary: Ordinary) -> None:
     ordinary.write(at, 0)
     ordinary.wrmsr(msrs.EOM, 0)
     assert ordinary.read(at) & 0xFFFFFFFF == 2
+
+
+@row("SYN-18", "MSR-13", "MSR-20")
+def test_init_resets_the_synic_and_takes_its_pages_and_queue_away(ordinary: Ordinary) -> None:
+    simp, siefp, assist = pages(1)
+    ordinary.wrmsr(msrs.VP_ASSIST_PAGE, assist | 1, vp=1)
+    ordinary.wrmsr(msrs.STIMER0_CONFIG + 1, 1 << 62, vp=1)
+    ordinary.wrmsr(msrs.STIMER0_CONFIG, SINT << 16 | 1, vp=1)
+    assert [post(ordinary, FAR_MESSAGE, kind) for kind in (1, 2)] == [0, 0]
+    assert ordinary.read(simp + SINT * messages.MESSAGE_SLOT_SIZE) & 0xFFFFFFFF == 1
+    ordinary.start_vp(1)
+    assert post(ordinary, FAR_MESSAGE, 3) == status.INVALID_SYNIC_STATE
+    for index in (msrs.SCONTROL, msrs.SIMP, msrs.SIEFP, msrs.VP_ASSIST_PAGE, *range(0x400000B0, 0x400000B8)):
+        assert ordinary.rdmsr(index, vp=1) == 0, hex(index)
+    assert [ordinary.rdmsr(msrs.SINT0 + n, vp=1) for n in range(16)] == [0x10000] * 16
+    for page in (simp, siefp, assist):
+        assert ordinary.read(page + SINT * messages.MESSAGE_SLOT_SIZE) == 0, (
+            "the guest's own memory is there again"
+        )
+    assert ordinary.rdmsr(msrs.SCONTROL) == 1, "the other VP's is as it was"
+    ordinary.enable_synic(1)
+    ordinary.free_slot(SINT, 1)
+    ordinary.wrmsr(msrs.EOM, 0, vp=1)
+    assert ordinary.slot(SINT, 1)[0] == 0, "what was queued does not survive"
+
+
+@row("SYN-18")
+def test_messages_for_a_vp_that_has_had_init_and_waits_are_refused(ordinary: Ordinary) -> None:
+    assert post(ordinary, FAR_MESSAGE, 1) == 0
+    assert ordinary.one(g.WRMSR, rcx=0x830, rax=1 << 32 | 0xC500).fault == 0
+    ordinary.leave_doorbell(1)
+    assert post(ordinary, FAR_MESSAGE, 2) == status.INVALID_SYNIC_STATE
+    assert ordinary.read(pages(1)[0] + SINT * messages.MESSAGE_SLOT_SIZE) == 0
 
 
 @row("SYN-19", "HC-30")

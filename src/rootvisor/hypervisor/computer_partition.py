@@ -13,6 +13,7 @@ from _thread import start_new_thread
 from ..bus.address_space import MmioSpace, PortSpace
 from ..kvm.abi import MSR_MTRR_DEF_TYPE, MSR_TSC
 from ..tlfs import msrs
+from . import init_watch
 from .partition import Partition
 from .partition_cpuid import partition_cpuid
 from .reference_time import ReferenceTime
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .plain_interrupts import PlainInterrupts
 
 _MTRR_ENABLED_WRITE_BACK = 0xC06
+#: What leaves to :mod:`.synthetic_msrs`: the hypervisor's registers, and KVM's own, which are nobody's here.
+FILTERED_MSRS = ((msrs.FIRST, msrs.COUNT), init_watch.MSRS)
 
 
 class ComputerPartition(Partition):
@@ -39,7 +42,7 @@ class ComputerPartition(Partition):
         super().__init__(hypervisor, partition_id, memory, hypervisor.kvm.create_vm())
         self.ports = PortSpace()
         self.mmio = MmioSpace()
-        self.vm.filter_msrs([(msrs.FIRST, msrs.COUNT)])
+        self.vm.filter_msrs(FILTERED_MSRS)
         self.vm.create_irqchip()
         #: whether this machine's KVM can show XSAVE to partitions (kvm.selftest)
         self.xsave = False
@@ -50,15 +53,23 @@ class ComputerPartition(Partition):
         """The VP of this kind of partition on a processor whose CPUID is set."""
         raise NotImplementedError
 
+    def probe(self, vcpu: Vcpu) -> None:
+        """What this KVM has decides what is offered; ``vcpu`` is the first processor, without CPUID yet.
+
+        With "Hv#1" KVM hides the invariant TSC until its own copy of TSC_INVARIANT_CONTROL is set
+        (kvm_hv_invtsc_suppressed). A root has it from the start.
+        """
+        vcpu.set_msr(msrs.TSC_INVARIANT_CONTROL, 1)
+
     def create_vps(self, count: int, xsave: bool) -> None:
         """Creates all VPs; the clock starts here."""
         self.xsave = xsave
         supported = self.hypervisor.kvm.supported_cpuid()
         for index in range(count):
             vcpu = self.vm.create_vcpu(index)
+            if index == 0:
+                self.probe(vcpu)
             vcpu.set_cpuid(partition_cpuid(self, supported, index, count, xsave))
-            # With "Hv#1" KVM hides the invariant TSC until its own copy of this MSR is set (kvm_hv_invtsc_suppressed).
-            vcpu.set_msr(msrs.TSC_INVARIANT_CONTROL, 1)
             # Without write-back MTRRs Linux maps our pages uncached (pat_x_mtrr_type).
             vcpu.set_msr(MSR_MTRR_DEF_TYPE, _MTRR_ENABLED_WRITE_BACK)
             if index == 0:

@@ -3,11 +3,13 @@
 
 KVM sees the guest's RAM through a mapping of its own, in which an enabled page lies over whatever is underneath: that
 comes back untouched when the page moves or is disabled, and the page's contents travel with it. Where there is no RAM
-the page gets a memory slot. Devices see the RAM underneath (what DMA into an overlay does is undefined).
+the page gets a memory slot, and memory of the computer's own (configuration space) is shown around it. Devices see the
+RAM underneath (what DMA into an overlay does is undefined).
 """
 
 from __future__ import annotations
 
+from ..kvm.abi import MEM_READONLY
 from ..kvm.errors import KvmError
 from ..kvm.memory import SharedMemory
 from ..kvm.reservation import Reservation
@@ -28,7 +30,10 @@ class GuestOverlayPages:
     """The pages of one guest, ``count`` of them; ``address_bits`` is the width of its GPAs. Its methods (but for
     :meth:`allocate`) are called with :attr:`lock`."""
 
-    __slots__ = ("_alias", "_next", "_own", "_regions", "_shown", "_slots", "_vm", "gpn_limit", "lock")
+    __slots__ = (
+        "_alias", "_next", "_own", "_pieces", "_regions", "_shown", "_slots", "_vm", "_window", "_window_at",
+        "gpn_limit", "lock",
+    )  # fmt: skip
 
     def __init__(self, vm: Vm, memory: GuestMemory, count: int, address_bits: int) -> None:
         """Gives KVM the other mapping: memory slot n is region n of ``memory``."""
@@ -44,6 +49,10 @@ class GuestOverlayPages:
         self._shown: dict[int, list[MovableOverlay]] = {}
         #: page number -> memory slot of a page over a hole
         self._slots: dict[int, int] = {}
+        #: memory of the computer's own by page number; the memory slots that show it; slot, address and flags for them
+        self._window = range(0)
+        self._pieces: list[int] = []
+        self._window_at = (0, 0, 0)
         self._alias = [Reservation(region.size) for region in self._regions]
         for slot, (alias, region) in enumerate(zip(self._alias, self._regions, strict=True)):
             alias.map_file(0, region.size, region.fd, region.fd_offset, True)
@@ -104,15 +113,20 @@ class GuestOverlayPages:
         slot = self._slots.pop(gpn, None)
         if slot is not None:
             self._vm.set_memory(slot, gpn << PAGE_GPN_SHIFT, 0, 0)
-        if page is None:
-            return
-        if slot is None:
-            used = set(self._slots.values())
-            slot = next(
-                number for number in range(_FIRST_SLOT, _FIRST_SLOT + len(used) + 1) if number not in used
-            )
-        from ..kvm.abi import MEM_READONLY
+        if gpn in self._window:
+            self._clear_window()
+        if page is not None:
+            self._show_over_hole(gpn, page, self._free_slot() if slot is None else slot)
+        if gpn in self._window:
+            self._fill_window()
 
+    def _free_slot(self) -> int:
+        used = {*self._slots.values(), *self._pieces}
+        return next(
+            number for number in range(_FIRST_SLOT, _FIRST_SLOT + len(used) + 1) if number not in used
+        )
+
+    def _show_over_hole(self, gpn: int, page: MovableOverlay, slot: int) -> None:
         try:
             self._vm.set_memory(
                 slot,
@@ -122,8 +136,40 @@ class GuestOverlayPages:
                 0 if page.writable else MEM_READONLY,
             )
         except KvmError:
-            return  # over another slot (the configuration space) or a page of KVM's own: it cannot be seen there
+            return  # a page of KVM's own, the local APIC's: an overlay as well, which is the one to be seen then
         self._slots[gpn] = slot
+
+    # --- memory of the computer's own -----------------------------------------------------------------------------
+    def show_window(self, slot: int, gpa: int, size: int, address: int, flags: int) -> None:
+        """As Vm.set_memory, for memory that overlays may lie over; there is one. Size 0 takes it away. While a page
+        comes or goes, the guest's accesses leave as to a hole."""
+        with self.lock:
+            self._clear_window()
+            self._window = range(gpa >> PAGE_GPN_SHIFT, gpa + size >> PAGE_GPN_SHIFT)
+            self._window_at = (slot, address, flags)
+            self._fill_window()
+
+    def _clear_window(self) -> None:
+        for slot in self._pieces:
+            self._vm.set_memory(slot, 0, 0, 0)
+        self._pieces.clear()
+
+    def _fill_window(self) -> None:
+        """Slots for what lies before, between and behind the overlays there."""
+        slot, address, flags = self._window_at
+        first = self._window.start
+        for gpn in (*sorted(gpn for gpn in self._slots if gpn in self._window), self._window.stop):
+            if gpn > first:
+                number = self._free_slot() if self._pieces else slot
+                self._vm.set_memory(
+                    number,
+                    first << PAGE_GPN_SHIFT,
+                    gpn - first << PAGE_GPN_SHIFT,
+                    address + (first - self._window.start << PAGE_GPN_SHIFT),
+                    flags,
+                )
+                self._pieces.append(number)
+            first = gpn + 1
 
     def close(self) -> None:
         """The machine is gone."""

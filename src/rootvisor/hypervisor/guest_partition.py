@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from ..kvm import abi, tsc_offset
-from ..tlfs import cpuid, privileges
+from ..tlfs import cpuid, msrs, privileges
 from . import calls
-from .computer_partition import ComputerPartition
+from .computer_partition import FILTERED_MSRS, ComputerPartition
 from .guest_overlay import GuestOverlayPages
 from .guest_vp import GuestVp
 from .hypercall_abi import write_page
@@ -33,7 +33,6 @@ GUEST_PRIVILEGES = (
     | privileges.ACCESS_PARTITION_REFERENCE_TSC
     | privileges.ACCESS_GUEST_IDLE_REG
     | privileges.ACCESS_FREQUENCY_REGS
-    | privileges.ACCESS_REENLIGHTENMENT_CONTROLS
     | privileges.ACCESS_TSC_INVARIANT_CONTROLS
     | privileges.POST_MESSAGES
     | privileges.SIGNAL_EVENTS
@@ -61,6 +60,7 @@ GUEST_RECOMMENDATIONS = (
     | cpuid.RECOMMEND_CLUSTER_IPI
     | cpuid.RECOMMEND_EX_PROCESSOR_MASKS
 )
+_LEAF_POWER, _INVARIANT_TSC = 0x80000007, 1 << 8
 #: Hypercall and TSC page; VP assist page, SIMP, SIEFP and SIRBP of each VP.
 _PAGES, _PAGES_PER_VP = 2, 4
 
@@ -88,6 +88,27 @@ class GuestPartition(ComputerPartition):
         self.calls = GUEST_TABLE.calls
         #: whether this machine's KVM ends interrupts of SINTs by itself
         self.auto_eoi = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
+
+    def probe(self, vcpu: Vcpu) -> None:
+        """EOI stays in KVM if its register there has the reserved bits (Linux 6.0): then a guest does well to use it,
+        and with it the assist page that makes most EOIs needless.
+
+        TSC_INVARIANT_CONTROL is there where KVM can hide the invariant TSC: it has a copy of the register, and hides
+        only what its host has. Elsewhere CPUID shows it at all times, and there is nothing to control.
+        """
+        hides = any(
+            leaf == _LEAF_POWER and edx & _INVARIANT_TSC
+            for leaf, _index, _flags, _eax, _ebx, _ecx, edx in self.hypervisor.kvm.supported_cpuid()
+        )
+        if not hides or vcpu.try_msr(msrs.TSC_INVARIANT_CONTROL) is None:
+            self.privileges &= ~privileges.ACCESS_TSC_INVARIANT_CONTROLS
+        if (
+            self.privileges & privileges.ACCESS_INTR_CTRL_REGS
+            and not vcpu.set_msr(msrs.EOI, 1 << 32)
+            and vcpu.set_msr(msrs.EOI, 0)
+        ):
+            self.recommendations |= cpuid.RECOMMEND_APIC_MSRS
+            self.vm.filter_msrs(FILTERED_MSRS, allowed=msrs.EOI)
 
     def create_vp(self, index: int, vcpu: Vcpu) -> GuestVp:
         """A VP whose TSC is that of VP 0."""

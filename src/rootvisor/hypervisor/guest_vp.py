@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VP of a guest with a computer of its own: timers, automatic EOI by KVM's local APIC, idling, remote TLB flushes."""
+"""A VP of a guest with a computer of its own: timers, what INIT does, EOI, idling, remote TLB flushes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from ..bus.address_space import AddressError
 from ..kvm import abi
 from ..tlfs import msrs, status
 from . import memory_access
+from .auto_eoi import AutoEoi
 from .computer_vp import ComputerVp
 from .errors import HvError
 from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
+from .init_watch import InitWatch
 from .synthetic_msrs import synthetic_msrs
 from .synthetic_timers import timers_of
 from .vp_view import VpView
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from ..kvm.vcpu import Vcpu
     from .guest_partition import GuestPartition
+    from .synthetic_msrs import Accessors, Read, Write
+    from .vp import VirtualProcessor
 
 _GENERAL_PROTECTION = 13
 #: GUEST_IDLE looks for interrupts of KVM's own this often; ours wake it at once.
@@ -35,6 +39,13 @@ _KICK_AGAIN_S = 0.02
 #: So many looks in a row that find a VP outside of the guest are enough.
 _ERRAND_LOOKS = 25
 _SUBERROR_EMULATION = 1
+_RESET_BY_INIT = frozenset(
+    (
+        msrs.VP_ASSIST_PAGE,
+        *range(msrs.SCONTROL, msrs.SINT15 + 1),
+        *range(msrs.STIMER0_CONFIG, msrs.STIMER0_CONFIG + 8),
+    )
+)
 _IRR = range(0x200, 0x280, 0x10)
 #: How often a VP may fail at memory without a page to blame.
 _UNEXPLAINED_LIMIT = 64
@@ -46,7 +57,10 @@ class GuestVp(ComputerVp):
     ``in_guest`` is true around KVM_RUN, ``flush_wanted`` when its TLB is to be emptied before it runs on.
     """
 
-    __slots__ = ("_idle", "_unexplained", "errands", "flush_waiters", "flush_wanted", "in_guest")
+    __slots__ = (
+        "_idle", "_init", "_init_lock", "_lazy_eoi", "_self_ending", "_unexplained", "errands", "flush_waiters",
+        "flush_wanted", "in_guest",
+    )  # fmt: skip
     partition: GuestPartition
 
     def __init__(self, partition: GuestPartition, index: int, vcpu: Vcpu) -> None:
@@ -60,12 +74,97 @@ class GuestVp(ComputerVp):
         self._unexplained = 0
         self._idle = allocate_lock()
         self._idle.acquire()
+        self._init = InitWatch(vcpu)
+        self._init_lock = allocate_lock()
+        self._lazy_eoi = 0
         self.timers = timers_of(self, partition.timers)
         self._msrs = synthetic_msrs(self)
+        for index in _RESET_BY_INIT & self._msrs.keys():
+            self._msrs[index] = self._after_init(*self._msrs[index])
+        self.synic.watch = lambda: partition.timers.watch(self)
+        #: interrupts with automatic EOI that KVM's local APIC knows nothing of
+        self._self_ending = AutoEoi(vcpu)
         vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS | abi.SYNC_EVENTS
         if partition.auto_eoi:
             vcpu.enable_capability(abi.CAP_HYPERV_SYNIC2, 0)
             self.synic.mirror = self._mirror_sint
+        else:
+            self.synic.auto_eoi = self._interrupt_that_ends_itself
+
+    # --- INIT ---------------------------------------------------------------------------------------------------------
+    def _after_init(self, read: Read | None, write: Write | None) -> Accessors:
+        """A register that INIT resets: KVM has done the rest of an INIT before the VP comes to its registers."""
+
+        def read_after() -> int:
+            self.notice_init()
+            return read()  # type: ignore[misc]
+
+        def write_after(value: int) -> None:
+            self.notice_init()
+            write(value)  # type: ignore[misc]
+
+        return read_after if read else None, write_after if write else None
+
+    def notice_init(self) -> None:
+        """After an INIT, SynIC, timers and assist page are as after creation. While the VP is outside of the guest."""
+        with self._init_lock:
+            if not self._init.happened():
+                return
+            self._self_ending.clear()
+            self.synic.reset()
+            for timer in self.timers:
+                timer.reset()
+            self.assist_page.reset()
+            self.assist_page_changed()
+
+    def settle(self, caller: VirtualProcessor) -> None:
+        """Before ``caller`` sends something here: an INIT that the VP has had, or is about to have, is known then.
+
+        The caller holds Hypervisor.lock once; it is let go meanwhile.
+        """
+        if caller is self:
+            self.notice_init()
+            return
+        if not self.in_guest:
+            self.vcpu.kick()  # should it enter now, KVM_RUN gives its processor back at once
+            self._meet_init()
+            return
+        lock = self.partition.hypervisor.lock
+        lock.release()
+        try:
+            self.errand(self._meet_init, caller)  # type: ignore[arg-type]
+        except HvError:
+            self._meet_init()  # it is busy outside of the guest
+        finally:
+            lock.acquire()
+
+    def _meet_init(self) -> None:
+        self.vcpu.mp_state()  # KVM looks for an INIT that waits
+        self.notice_init()
+
+    # --- interrupts ---------------------------------------------------------------------------------------------------
+    def assist_page_changed(self) -> None:
+        """KVM gets to know where it may say that an interrupt needs no EOI: the first word of the assist page."""
+        page = self.assist_page
+        wanted = page.gpn << 12 | 1 if page.enabled else 0
+        if wanted != self._lazy_eoi and self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
+            self._lazy_eoi = wanted
+
+    def _interrupt_that_ends_itself(self, vector: int) -> None:
+        self._self_ending.add(vector)
+        self.interrupts += 1
+        self._awake()
+        self.vcpu.kick()
+        self.partition.timers.watch(self)
+
+    def look(self) -> bool:
+        """Lets messages and interrupts that wait go on, if they can; whether to look again. No lock is held."""
+        if self._self_ending.pending:
+            self.vcpu.kick()
+        if self.synic.waits():
+            with self.partition.timers.lock:  # a message may be a timer's
+                self.synic.end_of_message()
+        return bool(self._self_ending.pending) or self.synic.waits()
 
     def _mirror_sint(self, sint: int, value: int) -> None:
         """KVM's local APIC ends interrupts by itself whose vector a SINT of KVM's own SynIC says so for."""
@@ -74,6 +173,9 @@ class GuestVp(ComputerVp):
     def interrupt(self, vector: int) -> None:
         """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
         super().interrupt(vector)
+        self._awake()
+
+    def _awake(self) -> None:
         try:
             self._idle.release()
         except RuntimeError:
@@ -90,6 +192,8 @@ class GuestVp(ComputerVp):
                 self._do_errands()
             if self.flush_wanted:
                 self._flush()
+            if self._self_ending.pending:
+                self._self_ending.deliver()
             ioctl(fd, run)
         finally:
             self.in_guest = False
@@ -97,7 +201,7 @@ class GuestVp(ComputerVp):
                 self._answer()
 
     # --- errands: what only this VP's thread can do, for others ---------------------------------------------------
-    def errand(self, work: Callable[[], None], caller: GuestVp) -> None:
+    def errand(self, work: Callable[[], object], caller: GuestVp) -> None:
         """Has the VP's thread do ``work`` outside of the guest, and waits for it; HvError comes from there.
 
         ``caller`` is the VP that asks, which does its own errands meanwhile. It holds no lock. INVALID_VP_STATE when
@@ -144,7 +248,11 @@ class GuestVp(ComputerVp):
         vcpu = self.vcpu
         while not self.stopping:
             lapic = vcpu.lapic()
-            if any(any(lapic[at : at + 4]) for at in _IRR) or vcpu.events()[abi.EVENTS_NMI_PENDING]:
+            if (
+                self._self_ending.pending
+                or any(any(lapic[at : at + 4]) for at in _IRR)
+                or vcpu.events()[abi.EVENTS_NMI_PENDING]
+            ):
                 break
             self._idle.acquire(timeout=_IDLE_LOOK_S)
         return 0

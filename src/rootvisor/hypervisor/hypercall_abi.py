@@ -25,7 +25,12 @@ from ..tlfs.hypercalls import (
     CONTROL_VARIABLE_SHIFT,
     RESULT_REPS_SHIFT,
 )
-from ..tlfs.privileges import ENABLE_EXTENDED_HYPERCALLS, FEATURE_XMM_INPUT, FEATURE_XMM_OUTPUT
+from ..tlfs.privileges import (
+    ENABLE_EXTENDED_HYPERCALLS,
+    FAST_HYPERCALL_OUTPUT,
+    FEATURE_XMM_INPUT,
+    FEATURE_XMM_OUTPUT,
+)
 from .errors import HvError, Restart, UndefinedOpcode
 from .hypercall_table import REP, REP_VARIABLE, SIMPLE, TABLE, VARIABLE, Hypercall
 
@@ -244,7 +249,9 @@ def _fast(
         raise HvError(status.INVALID_HYPERCALL_INPUT)
     if in_size > _FAST_PLAIN and not features & FEATURE_XMM_INPUT:
         raise UndefinedOpcode
-    if out_size and (not features & FEATURE_XMM_OUTPUT or not long_mode):
+    if out_size and not (
+        features & FEATURE_XMM_OUTPUT and vp.partition.privileges & FAST_HYPERCALL_OUTPUT and long_mode
+    ):
         raise UndefinedOpcode
     fpu = vp.vcpu.fpu()
     block[16:112] = fpu[FPU_XMM : FPU_XMM + 96]

@@ -88,6 +88,10 @@ class OverlayPage:
         """Clears bit 0; the GPA stays readable, because a root reads it again after off-line and on-line."""
         self.value &= ~PAGE_ENABLE
 
+    def reset(self) -> None:
+        """INIT: as :meth:`disable`."""
+        self.disable()
+
 
 class MovableOverlay(OverlayPage):
     """A page of its own memory that is laid over whatever a partition has at a GPA of the partition's choice.

@@ -33,7 +33,7 @@ class Partition:
     __slots__ = (
         "_end_lock", "apic_hz", "calls", "crash_parameters", "crash_report", "defect", "deposits", "detail", "ended",
         "features", "guest_os_id", "hypercall_page", "hypervisor", "hypervisor_present", "id", "last_leaf", "max_vps",
-        "memory", "privileges", "recommendations", "reenlightenment", "reference_time", "trace", "tsc_invariant",
+        "memory", "privileges", "recommendations", "reference_time", "trace", "tsc_invariant",
         "tsc_page", "vm", "vps",
     )  # fmt: skip
     reference_time: ReferenceTime
@@ -61,8 +61,6 @@ class Partition:
         self.apic_hz = APIC_HZ
         self.guest_os_id = 0
         self.tsc_invariant = 0
-        #: registers for a guest that is migrated, by MSR
-        self.reenlightenment: dict[int, int] = {}
         self.crash_parameters = [0] * 5
         self.crash_report = b""
         #: calls beside those of every partition

@@ -199,22 +199,27 @@ class Ports:
 
     # --- everybody's calls --------------------------------------------------------------------------------------------
     def post_message(
-        self, partition: Partition, connection_id: int, message_type: int, payload: bytes
+        self,
+        partition: Partition,
+        connection_id: int,
+        message_type: int,
+        payload: bytes,
+        vp: VirtualProcessor,
     ) -> None:
-        """POST_MESSAGE. INVALID_CONNECTION_ID, INVALID_PORT_ID, INVALID_PARAMETER (type 0 or bit 31, another kind of
-        port), INSUFFICIENT_BUFFERS, INVALID_VP_INDEX, INVALID_SYNIC_STATE."""
+        """POST_MESSAGE by ``vp``. INVALID_CONNECTION_ID, INVALID_PORT_ID, INVALID_PARAMETER (type 0 or bit 31, another
+        kind of port), INSUFFICIENT_BUFFERS, INVALID_VP_INDEX, INVALID_SYNIC_STATE."""
         port = self._connected(partition, connection_id)
         if port.kind != tlfs.PORT_MESSAGE or not 0 < message_type < _MESSAGE_TYPE_LIMIT:
             raise HvError(status.INVALID_PARAMETER)
-        target = self._target(port)
+        target = self._target(port, vp)
         target.synic.post_message(port.sint, message_type, port.id, payload)
 
-    def signal_event(self, partition: Partition, connection_id: int, flag: int) -> None:
+    def signal_event(self, partition: Partition, connection_id: int, flag: int, vp: VirtualProcessor) -> None:
         """SIGNAL_EVENT. As :meth:`post_message`; INVALID_PARAMETER also for a flag beyond the port's."""
         port = self._connected(partition, connection_id)
         if port.kind != tlfs.PORT_EVENT or flag >= port.count:
             raise HvError(status.INVALID_PARAMETER)
-        self._target(port).synic.signal_event(port.sint, port.base + flag)
+        self._target(port, vp).synic.signal_event(port.sint, port.base + flag)
 
     def has_connection(self, partition: Partition, connection_id: int) -> bool:
         """Whether the hypervisor knows the connection (intercept "unknown SynIC connection")."""
@@ -228,11 +233,14 @@ class Ports:
             raise HvError(status.INVALID_PORT_ID)
         return port
 
-    def _target(self, port: Port) -> VirtualProcessor:
+    def _target(self, port: Port, sender: VirtualProcessor) -> VirtualProcessor:
         owner = self._hypervisor.partitions[port.owner]
         if port.target_vp != tlfs.ANY_VP:
-            return owner.vp(port.target_vp)
+            vp = owner.vp(port.target_vp)
+            vp.settle(sender)
+            return vp
         for vp in owner.vps:
+            vp.settle(sender)
             synic = vp.synic
             if synic.scontrol & 1 and (
                 synic.simp.enabled if port.kind == tlfs.PORT_MESSAGE else synic.siefp.enabled

@@ -36,6 +36,7 @@ ROOT_PRIVILEGES = (
     | privileges.CONNECT_PORT
     | privileges.ACCESS_STATS
     | privileges.CPU_MANAGEMENT
+    | privileges.FAST_HYPERCALL_OUTPUT
 )
 ROOT_FEATURES = (
     privileges.FEATURE_FREQUENCY_MSRS

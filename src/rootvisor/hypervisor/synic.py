@@ -27,8 +27,8 @@ class Synic:
     """
 
     __slots__ = (
-        "_fence", "_interrupt", "_lock", "_queued", "_queues", "_timers", "mirror", "notify_sints", "outlet",
-        "scontrol", "siefp", "simp", "sints", "sirbp",
+        "_fence", "_interrupt", "_lock", "_queued", "_queues", "_timers", "auto_eoi", "mirror", "notify_sints",
+        "outlet", "scontrol", "siefp", "simp", "sints", "sirbp", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,11 @@ class Synic:
         self._timers: list[list[SyntheticTimer]] = [[] for _ in range(messages.SINT_COUNT)]
         #: told of every new value of a SINT: KVM's local APIC has to know of automatic EOI
         self.mirror: Callable[[int, int], None] | None = None
+        #: delivers an interrupt that ends by itself, where KVM's local APIC does not know of any
+        self.auto_eoi: Callable[[int], None] | None = None
+        #: told when something waits for its slot: :meth:`end_of_message` is to be called now and then from there on,
+        #: until :meth:`waits` says no. A guest that writes EOI and no EOM gets the rest so.
+        self.watch: Callable[[], None] | None = None
         self._interrupt = interrupt
         self._lock = allocate_lock()
         #: taking a lock is a full memory barrier; nobody ever waits for this one
@@ -105,6 +110,7 @@ class Synic:
             queue.append(message)
             self._queued += 1
             self._deliver(sint)
+        self._watched()
 
     def post_message_direct(self, sint: int, message: bytes) -> None:
         """The parent's way: ``message`` (header and payload, at most a slot) goes into the slot now, or not at all.
@@ -134,6 +140,7 @@ class Synic:
             self._queued += 1
             if self.accepts_messages():
                 self._deliver(timer.sint)
+        self._watched()
 
     def withdraw_timer(self, timer: SyntheticTimer) -> None:
         """The timer was stopped or set anew: its message is not to come any more."""
@@ -142,6 +149,14 @@ class Synic:
                 if timer in waiting:
                     waiting.remove(timer)
                     self._queued -= 1
+
+    def waits(self) -> bool:
+        """Whether messages wait for their slots."""
+        return bool(self._queued) and self.accepts_messages()
+
+    def _watched(self) -> None:
+        if self._queued and self.watch is not None:
+            self.watch()
 
     def _retry_timers(self) -> None:
         """The SynIC may have come on: timers that expired before it have their messages."""
@@ -243,8 +258,20 @@ class Synic:
 
     def _raise(self, sint: int) -> None:
         value = self.sints[sint]
-        if not value & (msrs.SINT_MASKED | msrs.SINT_POLLING):
-            self._interrupt(value & msrs.SINT_VECTOR)
+        if value & (msrs.SINT_MASKED | msrs.SINT_POLLING):
+            return
+        vector = value & msrs.SINT_VECTOR
+        if self.auto_eoi is not None and self._ends_itself(vector):
+            self.auto_eoi(vector)
+        else:
+            self._interrupt(vector)
+
+    def _ends_itself(self, vector: int) -> bool:
+        """Whether a SINT asks for automatic EOI of the vector; that of one is that of all who share it."""
+        return any(
+            value & msrs.SINT_AUTO_EOI and not value & msrs.SINT_MASKED and value & msrs.SINT_VECTOR == vector
+            for value in self.sints
+        )
 
     def reset(self) -> None:
         """INIT: SINTs masked, pages off, queues empty."""
@@ -259,7 +286,7 @@ class Synic:
                     self.mirror(sint, msrs.SINT_MASKED)
             self._queued = 0
         for page in (self.simp, self.siefp, self.sirbp):
-            page.disable()
+            page.reset()
         if self.outlet is not None:
             self.outlet.changed()
 

@@ -31,11 +31,6 @@ _X2APIC_ICR = 0x830
 _ICR_BUSY = 1 << 12
 _CRASH_CAPABILITIES = msrs.CRASH_NOTIFY | msrs.CRASH_MESSAGE
 _CRASH_MESSAGE_MAX = 4096
-#: Registers for migration, and their bits that are not reserved.
-_REENLIGHTENMENT = {
-    msrs.REENLIGHTENMENT_CONTROL: 0xFFFFFFFF_000100FF,
-    msrs.TSC_EMULATION_CONTROL: 1,
-}
 
 
 def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
@@ -76,11 +71,6 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
         for number in range(5):
             table[msrs.CRASH_P0 + number] = _crash_parameter(vp, number)
         table[msrs.CRASH_CTL] = (lambda: _CRASH_CAPABILITIES), _write_crash_control(vp)
-    if granted & privileges.ACCESS_REENLIGHTENMENT_CONTROLS:
-        stored = partition.reenlightenment
-        for index, kept in _REENLIGHTENMENT.items():
-            table[index] = _stored(stored, index, kept)
-        table[msrs.TSC_EMULATION_STATUS] = (lambda: 0), _write_tsc_emulation_status
     if granted & privileges.ACCESS_TSC_INVARIANT_CONTROLS:
         table[msrs.TSC_INVARIANT_CONTROL] = (lambda: partition.tsc_invariant), _write_tsc_invariant(vp)
     return table
@@ -88,21 +78,6 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
 
 def _timer_msrs(timer: SyntheticTimer) -> tuple[Accessors, Accessors]:
     return ((lambda: timer.config), timer.write_config), ((lambda: timer.count), timer.write_count)
-
-
-def _stored(registers: dict[int, int], index: int, kept: int) -> Accessors:
-    """A register of the partition that is stored and has no effect here: nobody migrates it."""
-
-    def write(value: int) -> None:
-        registers[index] = value & kept
-
-    return (lambda: registers.get(index, 0)), write
-
-
-def _write_tsc_emulation_status(value: int) -> None:
-    """TSC emulation is never in progress; a guest may clear the bit only."""
-    if value:
-        raise GeneralProtection
 
 
 def _synic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
@@ -183,6 +158,7 @@ def _write_assist_page(vp: VirtualProcessor) -> Write:
         vp.assist_page.write(value)
         if value & msrs.PAGE_ENABLE and not enabled:
             vp.assist_page.view[0:4] = bytes(4)  # no EOI is left out; the rest may have been migrated
+        vp.assist_page_changed()
         outlet = vp.synic.outlet
         if value & msrs.PAGE_ENABLE and outlet is not None:
             outlet.came_online()  # the sign of a CPU that begins anew: see event_rings
@@ -283,5 +259,6 @@ def _write_tsc_invariant(vp: VirtualProcessor) -> Write:
         if value & ~1 or (partition.tsc_invariant and not value):
             raise GeneralProtection
         partition.tsc_invariant = value
+        vp.vcpu.set_msr(msrs.TSC_INVARIANT_CONTROL, value)  # CPUID of every VP follows
 
     return write

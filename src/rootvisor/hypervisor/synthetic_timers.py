@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from _thread import LockType
 
     from ..kvm.vcpu import Vcpu
+    from .guest_vp import GuestVp
     from .partition import Partition
     from .vp import VirtualProcessor
 
@@ -39,6 +40,8 @@ _LOOK_S = 60.0
 _EARLY = 200
 #: It sleeps this long at least.
 _LEAST = 100
+#: VPs that wait for something are looked at so often, and after the first looks so seldom.
+_SOON_S, _SELDOM_S, _OFTEN = 0.001, 0.016, 50
 #: Entries of timers that were stopped or set anew stay in the queue until they are due, but not more than these.
 _HEAP_LIMIT = 4096
 
@@ -76,8 +79,10 @@ class TimerQueue:
         "_heap",
         "_number",
         "_partition",
+        "_starting",
         "_stopping",
         "_wake",
+        "_watched",
         "lock",
     )
 
@@ -94,7 +99,10 @@ class TimerQueue:
         self._wake = allocate_lock()
         self._wake.acquire()
         self._stopping = False
+        self._starting = allocate_lock()
         self._finished: LockType | None = None
+        #: VPs for which somebody has to look whether they can go on, and how often that has been done
+        self._watched: dict[GuestVp, int] = {}
 
     def now(self) -> int:
         """Reference time."""
@@ -107,12 +115,25 @@ class TimerQueue:
             self._heap[:] = [entry for entry in self._heap if entry[3] == entry[2].turn]
             heapify(self._heap)
         heappush(self._heap, (timer.deadline, self._number, timer, timer.turn))
-        if self._finished is None:
-            self._finished = allocate_lock()
-            self._finished.acquire()
-            start_new_thread(self._thread, ())
-        elif not self._expiring and self._heap[0][1] == self._number:
+        if not self._start() and not self._expiring and self._heap[0][1] == self._number:
             self._poke()
+
+    def watch(self, vp: GuestVp) -> None:
+        """The thread calls ``vp.look`` now and then, from now on until it says no."""
+        self._watched[vp] = 0
+        if not self._start() and not self._expiring:
+            self._poke()
+
+    def _start(self) -> bool:
+        """Starts the thread, the first time."""
+        with self._starting:
+            if self._finished is not None:
+                return False
+            finished = allocate_lock()
+            finished.acquire()
+            self._finished = finished
+        start_new_thread(self._thread, ())
+        return True
 
     def _poke(self) -> None:
         try:
@@ -142,11 +163,27 @@ class TimerQueue:
                     if heap:
                         timeout = max(heap[0][0] - clock.now() - _EARLY, _LEAST) / _TICKS_PER_SECOND
                 # Without the lock, however many are due: VPs wait for it.
+                if self._watched:
+                    timeout = min(timeout, self._look())
                 self._wake.acquire(timeout=min(timeout, _LOOK_S))
         except Exception as error:  # a defect of ours: the run ends with it
             self._partition.end_with_defect(error)
         finally:
             finished.release()
+
+    def _look(self) -> float:
+        """Looks at the VPs; seconds to the next time."""
+        pause = _SELDOM_S
+        for vp, looks in list(self._watched.items()):
+            if not vp.look():
+                self._watched.pop(vp, None)
+                if vp.look():  # something came in between
+                    self._watched.setdefault(vp, 0)
+            else:
+                self._watched[vp] = looks + 1
+            if looks < _OFTEN:
+                pause = _SOON_S
+        return pause
 
     def stop(self) -> None:
         """Ends the thread; the VPs have stopped."""

@@ -126,6 +126,12 @@ class VirtualProcessor:
                 pass  # the thread was ended meanwhile
         self.waking.clear()
 
+    def settle(self, caller: VirtualProcessor) -> None:
+        """``caller`` is about to send something to this VP, with Hypervisor.lock held."""
+
+    def assist_page_changed(self) -> None:
+        """VP_ASSIST_PAGE was written."""
+
     def idle(self) -> int:
         """Read of GUEST_IDLE, where it is offered: returns 0 when an interrupt is pending."""
         raise NotImplementedError

@@ -459,6 +459,11 @@ def _always() -> dict[int, tuple[Get, Callable[[ChildVp, int, VirtualProcessor],
 _ALWAYS = _always()
 
 
+def exists(name: int) -> bool:
+    """Whether it is a register of the processor, and neither the hypervisor's nor one of suspension."""
+    return name in _SET
+
+
 def get(vp: ChildVp, name: int) -> int:
     """The value. HV_STATUS_INVALID_PARAMETER for a name that does not exist here."""
     slot = SLOTS.get(name)

@@ -238,3 +238,8 @@ IRQCHIP_IOAPIC = 2
 
 MSR_TSC = 0x10
 MSR_MTRR_DEF_TYPE = 0x2FF
+
+#: KVM's own registers: an address | 1 makes it set bit 0 there when the interrupt in service needs no EOI; the vector
+#: of "page ready" events.
+MSR_KVM_PV_EOI_EN = 0x4B564D04
+MSR_KVM_ASYNC_PF_INT = 0x4B564D06

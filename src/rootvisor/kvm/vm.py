@@ -93,23 +93,26 @@ class Vm:
         """KVM_ENABLE_CAP with one argument."""
         self.ioctl(abi.KVM_ENABLE_CAP, bytearray(struct.pack("<IIQ88x", capability, 0, argument)))
 
-    def filter_msrs(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def filter_msrs(self, ranges: Iterable[tuple[int, int]], allowed: int | None = None) -> None:
         """Makes every access to the MSRs in ``ranges`` (first, count) leave to user space, before KVM looks at them.
 
-        Count must be a multiple of 8. Unknown and invalid accesses leave too (source: api.rst 4.97, 7.22).
+        Count must be a multiple of 8. Unknown and invalid accesses leave too (source: api.rst 4.97, 7.22). KVM looks at
+        ``allowed``, one MSR among the first 0x3000 of the first range, all the same.
         """
         self.enable_capability(
             abi.CAP_X86_USER_SPACE_MSR,
             abi.MSR_EXIT_REASON_FILTER | abi.MSR_EXIT_REASON_UNKNOWN | abi.MSR_EXIT_REASON_INVAL,
         )
-        # KVM copies the bitmaps; they are zero (deny) and shared by all ranges.
-        zeros = SharedMemory("msr-filter", PAGE)
+        # KVM copies the bitmaps; all but the first range share one that is zero (deny).
+        bitmaps = SharedMemory("msr-filter", 2 * PAGE)
         packed = bytearray(struct.pack("<II", 0, 0))
         used = 0
         for first, count in ranges:
+            if allowed is not None and not used:
+                bitmaps.view[allowed - first >> 3] = 1 << (allowed - first & 7)
             while count > 0:
                 part = min(count, 0x600 * 8)
-                packed += _RANGE.pack(3, part, first, zeros.address)
+                packed += _RANGE.pack(3, part, first, bitmaps.address + (PAGE if used else 0))
                 first += part
                 count -= part
                 used += 1
@@ -117,7 +120,7 @@ class Vm:
         try:
             self.ioctl(abi.KVM_X86_SET_MSR_FILTER, packed)
         finally:
-            zeros.close()
+            bitmaps.close()
 
     # --- interrupt controllers ------------------------------------------------------------------------------------
     def create_irqchip(self) -> None:

@@ -53,6 +53,7 @@ class Computer:
         "_config_space",
         "_ecam",
         "_memory",
+        "_set_memory",
         "debug_exit",
         "layout",
         "partition",
@@ -98,9 +99,12 @@ class Computer:
         memory = GuestMemory(tuple(regions))
         partition: ComputerPartition
         if guest:
-            partition = hypervisor.create_guest(memory, vps, bits)
+            partition = guest_partition = hypervisor.create_guest(memory, vps, bits)
+            #: gives KVM the configuration space, around which a guest may lay pages
+            self._set_memory = guest_partition.overlays.show_window
         else:
             partition = hypervisor.create_root(memory, (layout.owned_gpa, owned))
+            self._set_memory = partition.vm.set_memory
             partition.vm.set_memory(0, 0, layout.low, self._memory.address)
             if layout.high:
                 partition.vm.set_memory(
@@ -141,9 +145,7 @@ class Computer:
 
     def _show_config_space(self, shown: bool) -> None:
         size, flags = (self._config_space.size, MEM_READONLY) if shown else (0, 0)
-        self.partition.vm.set_memory(
-            _CONFIG_SPACE_SLOT, memory_map.ECAM, size, self._config_space.address, flags
-        )
+        self._set_memory(_CONFIG_SPACE_SLOT, memory_map.ECAM, size, self._config_space.address, flags)
 
     def add_function(self, function: PciFunction) -> int:
         """Plugs a PCI function in; returns its bus/device/function number."""

@@ -24,6 +24,8 @@ VENDOR = (0x7263694D, 0x666F736F, 0x76482074)
 INTERFACE_SIGNATURE = 0x31237648
 
 RECOMMEND_REMOTE_FLUSH = 1 << 2
+#: EOI, ICR and TPR by MSR; Linux then looks into the assist page before it writes EOI.
+RECOMMEND_APIC_MSRS = 1 << 3
 RECOMMEND_RELAXED_TIMING = 1 << 5
 #: "DeprecatingAEOI": software should not set AutoEOI in SINTs.
 RECOMMEND_NO_AUTO_EOI = 1 << 9

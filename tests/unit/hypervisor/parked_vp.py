@@ -172,6 +172,8 @@ class Page:
     def disable(self) -> None:
         self.value &= ~1
 
+    reset = disable
+
 
 class RootMemory:
     """The root's RAM."""

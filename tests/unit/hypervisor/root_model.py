@@ -78,6 +78,8 @@ class Page:
     def disable(self) -> None:
         self.value &= ~1
 
+    reset = disable
+
 
 class Vm:
     """Collects interrupts."""
@@ -106,6 +108,9 @@ class RootVp:
         self.pending_interrupt = False
         #: the handler stands before an exit, where it would wait for whoever holds the hypervisor's lock
         self.leaving = False
+
+    def settle(self, _caller: object) -> None:
+        pass
 
     def interrupt(self, vector: int) -> None:
         self.interrupts += 1

@@ -51,10 +51,10 @@ class Made:
         self.ports.disconnect(self.child, 4, doorbell)  # type: ignore[arg-type]
 
     def post(self, connection_id: int = 4, kind: int = 1, payload: bytes = b"x") -> None:
-        self.ports.post_message(self.child, connection_id, kind, payload)  # type: ignore[arg-type]
+        self.ports.post_message(self.child, connection_id, kind, payload, self.model.vps[0])  # type: ignore[arg-type]
 
     def signal(self, connection_id: int = 4, flag: int = 0) -> None:
-        self.ports.signal_event(self.child, connection_id, flag)  # type: ignore[arg-type]
+        self.ports.signal_event(self.child, connection_id, flag, self.model.vps[0])  # type: ignore[arg-type]
 
     def open_sint(self, vp: int = 0, sint: int = 2) -> RootVp:
         self.model.vps[vp].synic.write_sint(sint, 0x40)

@@ -25,11 +25,11 @@ def post_message(
     if size > messages.MESSAGE_PAYLOAD_MAX:
         raise HvError(status.INVALID_PARAMETER)
     partition = vp.partition
-    partition.hypervisor.ports.post_message(partition, connection_id, message_type, payload[:size])
+    partition.hypervisor.ports.post_message(partition, connection_id, message_type, payload[:size], vp)
 
 
 @TABLE.simple(hypercalls.SIGNAL_EVENT, tlfs.SIGNAL_EVENT_INPUT, privilege=privileges.SIGNAL_EVENTS)
 def signal_event(vp: VirtualProcessor, connection_id: int, flag: int) -> None:
     """Sets a flag of the event port behind the connection."""
     partition = vp.partition
-    partition.hypervisor.ports.signal_event(partition, connection_id, flag)
+    partition.hypervisor.ports.signal_event(partition, connection_id, flag, vp)

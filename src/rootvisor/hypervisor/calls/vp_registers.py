@@ -7,13 +7,16 @@ from struct import Struct
 
 from ...kvm import abi
 from ...tlfs import hypercalls, privileges, registers, status, translation
-from .. import page_walk, register_page, synthetic_registers, vp_registers
+from .. import own_registers, page_walk, register_page, synthetic_registers, vp_registers
 from ..errors import GeneralProtection, HvError
 from ..hypercall_table import TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..child_vp import ChildVp
+    from ..guest_vp import GuestVp
     from ..vp import VirtualProcessor
 
 _VALUE = Struct("<QQ").pack_into
@@ -23,22 +26,44 @@ _CPL = abi.SYNC_SREGS_AT + abi.SREGS_SS + abi.SEGMENT_DPL
 
 
 def _child_vp(vp: VirtualProcessor, partition_id: int, vp_index: int, vtl: int) -> ChildVp | None:
-    """The child's VP that a call names; None: the VP that makes the call.
-
-    HV_STATUS_INVALID_VP_STATE for another VP of the caller's own partition: it runs.
-    """
+    """The child's VP that a call names; None: one of the caller's own partition (:func:`_own_vp`)."""
     caller = vp.partition
     partition = caller.hypervisor.partition(caller, partition_id)
     if vtl & 0x1F:
         raise HvError(status.INVALID_PARAMETER)
     if partition is not caller:
         return partition.vp(vp_index)  # type: ignore[return-value]
-    if vp_index not in (registers.VP_INDEX_SELF, vp.index):
+    if vp_index != registers.VP_INDEX_SELF:
         partition.vp(vp_index)
-        raise HvError(status.INVALID_VP_STATE)
     if not caller.privileges & (privileges.ACCESS_VP_REGISTERS | privileges.CREATE_PARTITIONS):
         raise HvError(status.ACCESS_DENIED)
     return None
+
+
+def _own_vp(vp: VirtualProcessor, vp_index: int) -> GuestVp | None:
+    """The VP of the caller's own partition. None: the calling VP of a root or child, which has the hypervisor's
+    registers only.
+
+    HV_STATUS_INVALID_VP_STATE for another VP of a root or child: it runs.
+    """
+    partition = vp.partition
+    index = vp.index if vp_index == registers.VP_INDEX_SELF else vp_index
+    if partition.hypervisor.guest is partition:
+        return partition.vp(index)  # type: ignore[return-value]
+    if index != vp.index:
+        raise HvError(status.INVALID_VP_STATE)
+    return None
+
+
+def _by_its_thread(own: GuestVp, vp: VirtualProcessor, work: Callable[[], object]) -> None:
+    """Has ``own`` do the work outside of the guest, for ``vp``, which holds Hypervisor.lock: the other may want it to
+    come that far."""
+    lock = vp.partition.hypervisor.lock
+    lock.release()
+    try:
+        own.errand(work, vp)  # type: ignore[arg-type]
+    finally:
+        lock.acquire()
 
 
 @TABLE.rep(
@@ -58,15 +83,16 @@ def get_vp_registers(
     vtl: int,
     _reserved: bytes,
 ) -> int:
-    """16 bytes per name. INVALID_PARAMETER: a name that does not exist here; INVALID_VP_STATE: the VP runs.
-
-    Of the caller's own VP there are the synthetic registers.
-    """
+    """16 bytes per name. INVALID_PARAMETER: a name that does not exist here; INVALID_VP_STATE: the VP runs."""
     target = _child_vp(vp, partition_id, vp_index, vtl)
     names = elements.cast("I")
     if target is not None:
         register_page.absorb(target)
         return vp_registers.read_many(target, names, output, start, count, vp.deadline)
+    own = _own_vp(vp, vp_index)
+    if own is not None:
+        _by_its_thread(own, vp, lambda: own_registers.read_many(own, names, output, start, count))
+        return count
     index = start
     try:
         for index in range(start, count):
@@ -103,6 +129,10 @@ def set_vp_registers(
             if not target.running:
                 register_page.fill(target)
             target.may_be_awake()
+    own = _own_vp(vp, vp_index)
+    if own is not None:
+        _by_its_thread(own, vp, lambda: own_registers.write_many(own, elements, start, count))
+        return count
     index = start
     try:
         for index in range(start, count):
@@ -128,7 +158,8 @@ def translate_virtual_address(
     """
     target = _child_vp(vp, partition_id, vp_index, flags >> 56)
     if target is None:
-        raise HvError(status.INVALID_PARAMETER)
+        mine = vp_index in (registers.VP_INDEX_SELF, vp.index)
+        raise HvError(status.INVALID_PARAMETER if mine else status.INVALID_VP_STATE)
     if target.running:
         raise HvError(status.INVALID_VP_STATE)
     register_page.absorb(target)
