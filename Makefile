@@ -35,7 +35,7 @@ test: check kernels ## check, then every test
 bench: setup ## side by side with QEMU
 	$(VENV)/bin/rootvisor bench
 
-soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, instructions, devices), killed VMMs
+soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz, guests under load, killed VMMs
 	scripts/soak $(BOOTS)
 	ROOTVISOR_X86_CASES=10000 ROOTVISOR_X86_FUZZ=2000000 $(VENV)/bin/pytest --timeout 3600 tests/unit/x86
 	ROOTVISOR_FUZZ=100000 $(VENV)/bin/pytest --timeout 3600 tests/unit/virtio/test_fuzz.py
@@ -43,6 +43,10 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz (calls, i
 	ROOTVISOR_FUZZ_CALLS=150000 ROOTVISOR_PARTITION_CALLS=200000 ROOTVISOR_GUEST_ACCESSES=1000000 ROOTVISOR_BULK_MB=100 \
 	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_guest_fuzz.py tests/kvm/test_partition_fuzz.py \
 	    tests/kvm/test_root_partition.py" \
+	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
+	ROOTVISOR_SOAK=1 ROOTVISOR_GUEST_EXPIRIES=1000000 ROOTVISOR_GUEST_HAMMER=300 \
+	ROOTVISOR_GUEST_LOAD=1800 ROOTVISOR_GUEST_LOAD_HIDDEN=180 \
+	ROOTVISOR_KVM_TESTS="tests/kvm/test_guest_timers.py tests/kvm/test_guest_time.py tests/kvm/test_guest_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py

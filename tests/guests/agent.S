@@ -73,7 +73,7 @@ next:
 	jz	batch
 	movl	$0, OP_STATUS(%r15)
 	leaq	done(%rip), %r13
-	cmpl	$11, %eax
+	cmpl	$12, %eax
 	ja	done
 	leaq	table(%rip), %rbx
 	jmp	*(%rbx,%rax,8)
@@ -84,7 +84,7 @@ done:
 
 	.balign	8
 table:	.quad	batch, hypercall, read_msr, write_msr, do_cpuid, hypercall_ring3, hypercall_32, await, read_tsc
-	.quad	load, store, triple_fault
+	.quad	load, store, triple_fault, hammer
 
 load_registers:
 	movups	OP_XMM(%r15), %xmm0
@@ -219,6 +219,50 @@ store:
 	movq	OP_RCX(%r15), %rcx
 	movq	OP_RAX(%r15), %rax
 	movq	%rax, (%rcx)
+	jmp	done
+
+	/*
+	 * RDX readings of the reference time, by the page at RBX and each 1024th by the MSR, against the latest that any VP
+	 * has read, which is at RCX. RAX: how many were before it.
+	 */
+hammer:
+	movq	OP_RCX(%r15), %rsi
+	movq	OP_RDX(%r15), %r11
+	movq	OP_RBX(%r15), %rdi
+	xorl	%r10d, %r10d
+1:	movq	(%rsi), %r8
+	lfence
+	testl	$1023, %r11d
+	jnz	2f
+	movl	$0x40000020, %ecx
+	rdmsr
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	jmp	3f
+2:	movl	(%rdi), %r9d
+	lfence
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	mulq	8(%rdi)
+	addq	16(%rdi), %rdx
+	movq	%rdx, %rax
+	lfence
+	cmpl	(%rdi), %r9d
+	jne	2b
+3:	cmpq	%r8, %rax
+	jae	4f
+	incq	%r10
+	jmp	6f
+4:	movq	%rax, %r9
+	movq	%r8, %rax
+5:	lock cmpxchgq %r9, (%rsi)
+	je	6f
+	cmpq	%r9, %rax
+	jb	5b
+6:	decq	%r11
+	jnz	1b
+	movq	%r10, OP_RAX(%r15)
 	jmp	done
 
 triple_fault:

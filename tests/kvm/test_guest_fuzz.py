@@ -34,7 +34,7 @@ VPS, BATCH = 2, 1000
 MEMORY_LIMIT = 8 << 20
 #: Pages that the guest may lose to overlays, and operands that nothing overlays.
 OVERLAYS, OPERANDS, OPERAND_PAGES = 0xB00000, 0xC00000, 64
-ENTRY = g.SPARE
+ENTRY, USER_RDMSR, USER_WRMSR = g.SPARE, g.SPARE + 0x40, g.SPARE + 0x50
 DENIED_EXTENDED = range(0x8001, 0x8042)
 #: MSRs that move a page of the hypervisor's.
 PAGES = (msrs.SIMP, msrs.SIEFP, msrs.SIRBP, msrs.VP_ASSIST_PAGE, msrs.REFERENCE_TSC)
@@ -143,6 +143,11 @@ class Fuzzer:
             index = msrs.VP_INDEX
         value = 0
         kind = g.RDMSR
+        if dice.random() < 0.1:  # from ring 3
+            target = dice.choice((USER_RDMSR, USER_WRMSR))
+            return g.RECORD.pack(
+                g.RING3, 0, index, 0, 0, self.number() & hv.SELF, 0, 0, 0, bytes(96), target, 0, 0
+            )
         if dice.random() < 0.5:
             kind, value = g.WRMSR, self.number()
             if index in PAGES:
@@ -174,7 +179,8 @@ class Fuzzer:
             self.judge(record, results[index * g.RECORD.size : (index + 1) * g.RECORD.size])
 
     def judge(self, record: bytes, result: bytes) -> None:
-        kind, _, word, first, second, value, *_ = g.RECORD.unpack(record)
+        kind, _, word, first, second, value, *rest = g.RECORD.unpack(record)
+        target = rest[4]
         _, fault, _, _, _, rax, *_ = g.RECORD.unpack(result)
         what = f"kind {kind} {word:#x} {first:#x} {second:#x} {value:#x} -> fault {fault:#x} RAX {rax:#x}"
         if kind == g.RDMSR:
@@ -184,7 +190,7 @@ class Fuzzer:
             assert fault in (0, g.GP), what
             assert expected is None or bool(fault) == expected, what
         elif kind == g.RING3:
-            assert fault in (g.UD, g.GP), what
+            assert fault == g.GP or (fault == g.UD and target == ENTRY), what
         else:
             self.judge_call(word, fault, rax, what)
             return
@@ -219,7 +225,8 @@ def test_hostile_guest_is_answered_by_the_model(
     with Ordinary(vps=VPS) as guest:
         guest.enable_hypercalls()
         guest.start_vp(1)
-        guest.ram[ENTRY : ENTRY + len(PAGE_CODE)] = PAGE_CODE
+        for at, code in ((ENTRY, PAGE_CODE), (USER_RDMSR, b"\x0f\x32\xc3"), (USER_WRMSR, b"\x0f\x30\xc3")):
+            guest.ram[at : at + len(code)] = code
         fuzzers = [Fuzzer(guest, vp, SEED + vp) for vp in range(VPS)]
         run_at_once(fuzzers, BATCH)  # type: ignore[arg-type]
         done = BATCH * VPS

@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import threading
+import time
 
 import pytest
 
@@ -76,6 +77,38 @@ def test_page_and_counter_are_one_clock(ordinary2: Ordinary) -> None:
             assert (before.rax * scale >> 64) + offset <= middle.rax <= (after.rax * scale >> 64) + offset
         for op in ops:
             op.rcx, op.rax = msrs.TIME_REF_COUNT, 0
+
+
+@pytest.mark.timeout(3600)
+@row("REF-01", "REF-03", "REF-07")
+def test_no_vp_reads_a_time_before_one_that_another_has_read(
+    usable_kvm: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four VPs at once, for ROOTVISOR_GUEST_HAMMER seconds (default 2): by the page, and now and then by the MSR."""
+    end = time.monotonic() + float(os.environ.get("ROOTVISOR_GUEST_HAMMER", "2"))
+    back, readings = [0] * 4, [0] * 4
+    with Ordinary(vps=4) as guest:
+        for vp in (1, 2, 3):
+            guest.start_vp(vp)
+        guest.wrmsr(msrs.REFERENCE_TSC, TSC_PAGE | 1)
+
+        def hammer(vp: int) -> None:
+            while not readings[vp] or time.monotonic() < end:
+                back[vp] += guest.one(g.HAMMER, vp, rcx=g.SPARE, rdx=50_000, rbx=TSC_PAGE).rax
+                readings[vp] += 50_000
+
+        threads = [threading.Thread(target=hammer, args=(vp,)) for vp in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        latest = guest.read(g.SPARE)
+        assert all(readings)
+        assert 0 < latest <= guest.rdmsr(msrs.TIME_REF_COUNT)
+        assert guest.partition.defect is None
+    with capsys.disabled():
+        print(f"\n{sum(readings)} readings of the reference time on 4 VPs, {sum(back)} went back")
+    assert back == [0] * 4
 
 
 @row("REF-05")

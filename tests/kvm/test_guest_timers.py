@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,7 +16,7 @@ from rootvisor.hypervisor.guest_partition import GUEST_FEATURES
 from rootvisor.hypervisor.synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, LAZY, PERIODIC
 from rootvisor.tlfs import msrs, privileges
 from tests.kvm import guest as g
-from tests.kvm.ordinary import Ordinary
+from tests.kvm.ordinary import Ordinary, pages
 
 row = pytest.mark.row
 
@@ -24,6 +26,8 @@ MS = 10_000
 CONFIG, COUNT = msrs.STIMER0_CONFIG, msrs.STIMER0_CONFIG + 1
 FOREVER = (1 << 63) - 1
 TURNS = 100_000_000
+#: Expiries of one-shot timers that are counted, over all timers of two VPs.
+EXPIRIES = int(os.environ.get("ROOTVISOR_GUEST_EXPIRIES", "2000"))
 
 
 @pytest.fixture
@@ -293,3 +297,72 @@ def test_eight_timers_of_the_shortest_period_let_their_vps_go_on(ordinary: Ordin
         for timer in range(4):
             ordinary.wrmsr(CONFIG + 2 * timer, 0, vp)
     assert ordinary.rdmsr(CONFIG) == 0
+
+
+class Counting:
+    """One-shot timers of one VP, one after the other: 0 and 1 in direct mode, 2 by message. Deadlines lie a little
+    ahead, or, when the VP has fallen behind, in the past."""
+
+    STEP, PER_BATCH = 400, 600
+
+    def __init__(self, guest: Ordinary, vp: int) -> None:
+        self.guest, self.vp = guest, vp
+        self.taken = {DIRECT_VECTOR: 0, DIRECT_VECTOR + 1: 0, VECTOR: 0}
+        self.slot = pages(vp)[0] + SINT * 256
+        self.done = 0
+        setup = [
+            g.Op(g.WRMSR, rcx=CONFIG, rax=direct(AUTO_ENABLE)),
+            g.Op(g.WRMSR, rcx=CONFIG + 2, rax=direct(AUTO_ENABLE, DIRECT_VECTOR + 1)),
+            g.Op(g.WRMSR, rcx=CONFIG + 4, rax=by_message(AUTO_ENABLE)),
+        ]
+        guest.run(setup, vp)
+
+    def batch(self) -> None:
+        deadline = now(self.guest, self.vp)
+        checks = []
+        ops = []
+        for number in range(self.PER_BATCH):
+            deadline += self.STEP
+            timer = number % 3
+            vector = (DIRECT_VECTOR, DIRECT_VECTOR + 1, VECTOR)[timer]
+            self.taken[vector] += 1
+            ops.append(g.Op(g.WRMSR, rcx=COUNT + 2 * timer, rax=deadline))
+            ops.append(g.Op(g.AWAIT, rcx=vector, rdx=self.taken[vector], rbx=TURNS))
+            checks.append((ops[-1], self.taken[vector]))
+            if timer == 2:
+                ops += [g.Op(g.LOAD, rcx=self.slot + 24), g.Op(g.STORE, rcx=self.slot, rax=0)]
+                checks.append((ops[-2], deadline))
+        self.guest.run(ops, self.vp)
+        for op, expected in checks:
+            assert (op.fault, op.rax) == (0, expected)
+        self.done += self.PER_BATCH
+
+    def finish(self, total: int) -> None:
+        while self.done < total:
+            self.batch()
+        self.guest.take(0x70, self.vp, count=1, turns=100_000)
+        assert {vector: self.guest.interrupts(vector, self.vp) for vector in self.taken} == self.taken
+
+
+@pytest.mark.timeout(14400)
+@row("TMR-01", "TMR-11")
+def test_no_expiry_is_lost_or_doubled(ordinary: Ordinary, capsys: pytest.CaptureFixture[str]) -> None:
+    counting = [Counting(ordinary, vp) for vp in (0, 1)]
+    failures: list[BaseException] = []
+
+    def work(one: Counting) -> None:
+        try:
+            one.finish(EXPIRIES // 2)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in counting]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    with capsys.disabled():
+        print(f"\n{sum(one.done for one in counting)} expiries in {time.monotonic() - started:.1f} s")

@@ -41,6 +41,10 @@ _VMM_EXAMPLES = (
     ("Measure our VMM; ten to fifteen minutes", "rootvisor bench vmm"),
     ("Figures for a program", "rootvisor bench vmm --json | jq .targets"),
 )
+_GUEST_EXAMPLES = (
+    ("Measure what a guest pays for the interface; some minutes", "rootvisor bench guest"),
+    ("How late timers are", "rootvisor bench guest --json | jq .us.rootvisor.timer"),
+)
 _STATUSES = (
     ("0", "it measured, whether the targets are met or not"),
     (str(OWN_FAILURE), "it could not measure; the message says what mends it"),
@@ -157,6 +161,62 @@ def vmm(runs: int, engine: str, as_json: bool) -> None:
     click.echo("Medians. Resident memory is without guest memory.")
     for problem in results["problems"]:
         click.echo(f"Failed: {problem}")
+
+
+@bench.command(cls=DocumentedCommand, examples=_GUEST_EXAMPLES, statuses=_STATUSES)
+@option(
+    "--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Guests on each side, in turns."
+)
+@engine_option()
+@json_option
+@debug_option
+def guest(runs: int, engine: str, as_json: bool) -> None:
+    """Measure the guest interface: hypercalls, SynIC, timers, IPIs, flushes.
+
+    A bare-metal kernel measures itself as a guest (`rootvisor run --as guest`) and under QEMU, where KVM emulates the
+    same interface in the kernel.
+    """
+    from rootvisor.bench.interface_rows import document, rows
+
+    chosen, results = _measure_guest(runs, engine)
+    if as_json:
+        print_json({"engine": {"name": chosen.name, "reason": chosen.reason}, **document(results)})
+        return
+    click.echo(f"engine {chosen.name} ({chosen.reason}); 4 VPs\n")
+    _show(rows(results))
+    click.echo("")
+    if results.get("qemu"):
+        click.echo(f"No column for KVM: {results['qemu']}")
+    click.echo("Calls: minimum over the rounds.")
+    for problem in results["problems"]:
+        click.echo(f"Failed: {problem}")
+
+
+def _measure_guest(runs: int, engine: str) -> tuple[Any, dict[str, Any]]:
+    from rootvisor.bench.interface import MEMORY_BYTES, VPS, InterfaceRequest, measure
+    from rootvisor.bench.outer import BenchError
+    from rootvisor.cli.description import RunOptions
+    from rootvisor.cli.launch import argv_in_folder
+    from rootvisor.cli.prepare import Standard, prepare, python_argv
+
+    with Progress() as progress, run_folder() as folder:
+        chosen = choose_engine(engine)
+
+        def argv(kernel: str) -> list[str]:
+            options = RunOptions(
+                kernel=kernel, role="guest", vps=VPS, memory_bytes=MEMORY_BYTES, engine=chosen.name
+            )
+            plan = prepare(options, progress=progress, standard=Standard(False, False))
+            place = Path(folder) / "guest"
+            place.mkdir()
+            return argv_in_folder(plan, place)
+
+        request = InterfaceRequest(runs=runs, python=python_argv(), argv=argv)
+        try:
+            results = measure(request, folder, appliance=chosen.name == "appliance", progress=progress)
+        except BenchError as error:
+            raise UserError(str(error), error.mend) from error
+    return chosen, results
 
 
 def _measure_vmm(runs: int, engine: str) -> tuple[Any, dict[str, Any], str]:

@@ -81,6 +81,7 @@ class RunOptions:
     command: tuple[str, ...] | None = None
     role: str = "root"
     hardware: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class RunDescription:
     file_server: tuple[str, ...] | None = None
     role: str = "root"
     assigned: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -124,6 +126,7 @@ class RunDescription:
                 "multiboot": self.kernel.multiboot,
             },
             "role": self.role,
+            "hide": list(self.hide),
             "initrds": list(self.initrds),
             "append": self.append,
             "vps": self.vps,

@@ -146,6 +146,7 @@ def prepare(
         file_server=file_server,
         role=options.role,
         assigned=hardware.addresses,
+        hide=options.hide,
     )
     agent = options.initrd is None and not bare_metal
     return RunPlan(engine, description, agent=agent, debug=options.debug, emulated=hardware.emulated)
@@ -154,6 +155,8 @@ def prepare(
 def _for_role(options: RunOptions, bare_metal: bool) -> RunOptions:
     """The options as they apply to a guest without a root, and to one that is no Linux."""
     if options.role == "root":
+        if options.hide:
+            raise usage_error("--hide is about a guest", "add --as guest")
         return options
     if options.hardware:
         raise usage_error(

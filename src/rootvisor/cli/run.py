@@ -13,6 +13,7 @@ from rootvisor.cli.errors import EXIT_STATUSES
 from rootvisor.cli.help import DocumentedCommand, debug_option, option
 from rootvisor.cli.output import Progress, say
 from rootvisor.cli.partition_options import engine_option, scheduler_option, vps_option
+from rootvisor.hypervisor.hidden import HIDEABLE
 
 _PARTITION = "Partition"
 _SOFTWARE = "Kernel and files"
@@ -81,6 +82,13 @@ _EXAMPLES = (
     default="root",
     show_default=True,
     help="What the kernel runs as: the root partition, or an ordinary partition without /dev/mshv.",
+)
+@option(
+    "--hide",
+    group=_PARTITION,
+    type=click.Choice(sorted(HIDEABLE)),
+    multiple=True,
+    help="A part of the hypervisor's interface that the guest is not offered; may be given several times.",
 )
 @vps_option(1, group=_PARTITION)
 @option(

@@ -9,6 +9,7 @@ from . import calls
 from .computer_partition import FILTERED_MSRS, ComputerPartition
 from .guest_overlay import GuestOverlayPages
 from .guest_vp import GuestVp
+from .hidden import HIDEABLE
 from .hypercall_abi import write_page
 from .hypercall_table import GUEST_TABLE
 from .plain_interrupts import PlainInterrupts
@@ -68,7 +69,7 @@ _PAGES, _PAGES_PER_VP = 2, 4
 class GuestPartition(ComputerPartition):
     """The only partition of its hypervisor. ``vps`` is how many VPs it will have, ``address_bits`` its GPAs' width."""
 
-    __slots__ = ("auto_eoi", "overlays", "timers")
+    __slots__ = ("_hidden", "auto_eoi", "overlays", "timers")
     interrupts: PlainInterrupts
     timers: TimerQueue
 
@@ -84,10 +85,20 @@ class GuestPartition(ComputerPartition):
         self.hypercall_page = self.overlays.allocate(writable=False)
         write_page(self.hypercall_page.view)
         self.tsc_page = self.overlays.allocate(writable=False)
+        #: recommendations that are not made
+        self._hidden = 0
         calls.load_guest()
         self.calls = GUEST_TABLE.calls
         #: whether this machine's KVM ends interrupts of SINTs by itself
         self.auto_eoi = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
+
+    def hide(self, names: tuple[str, ...]) -> None:
+        """Starts the guest without parts of :data:`.hidden.HIDEABLE`; before :meth:`create_vps`."""
+        for name in names:
+            rights, features, recommendations = HIDEABLE[name]
+            self.privileges &= ~rights
+            self.features &= ~features
+            self._hidden |= recommendations
 
     def probe(self, vcpu: Vcpu) -> None:
         """EOI stays in KVM if its register there has the reserved bits (Linux 6.0): then a guest does well to use it,
@@ -109,6 +120,7 @@ class GuestPartition(ComputerPartition):
         ):
             self.recommendations |= cpuid.RECOMMEND_APIC_MSRS
             self.vm.filter_msrs(FILTERED_MSRS, allowed=msrs.EOI)
+        self.recommendations &= ~self._hidden
 
     def create_vp(self, index: int, vcpu: Vcpu) -> GuestVp:
         """A VP whose TSC is that of VP 0."""

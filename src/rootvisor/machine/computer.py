@@ -71,6 +71,7 @@ class Computer:
         vps: int,
         serial_output: int | None,
         guest: bool = False,
+        hide: tuple[str, ...] = (),
     ) -> None:
         bits = 40
         for leaf, _index, _flags, eax, _ebx, _ecx, _edx in hypervisor.kvm.supported_cpuid():
@@ -102,6 +103,7 @@ class Computer:
             partition = guest_partition = hypervisor.create_guest(memory, vps, bits)
             #: gives KVM the configuration space, around which a guest may lay pages
             self._set_memory = guest_partition.overlays.show_window
+            guest_partition.hide(hide)
         else:
             partition = hypervisor.create_root(memory, (layout.owned_gpa, owned))
             self._set_memory = partition.vm.set_memory

@@ -111,6 +111,7 @@ class Machine:
             description["vps"],
             serial_output,
             guest=description.get("role") == "guest",
+            hide=tuple(description.get("hide") or ()),
         )
         partition = self._computer.partition
         if description.get("watch_deposits"):

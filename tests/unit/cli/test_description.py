@@ -39,6 +39,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
             "multiboot": False,
         },
         "role": "root",
+        "hide": [],
         "initrds": ["/i/a", "/i/b"],
         "append": "quiet",
         "vps": 2,
