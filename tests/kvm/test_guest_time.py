@@ -285,9 +285,10 @@ def test_a_lower_interrupt_that_comes_takes_the_grant_back(assisted: Ordinary) -
 
 
 @row("EOI-01", "EOI-04")
-def test_without_the_assist_page_nothing_is_written_where_it_was(assisted: Ordinary) -> None:
+@pytest.mark.parametrize("gone", [pages(0)[2], 1 << 45 | 1], ids=["off", "nowhere"])
+def test_without_the_assist_page_nothing_is_written_where_it_was(assisted: Ordinary, gone: int) -> None:
     page = pages(0)[2]
-    assisted.wrmsr(msrs.VP_ASSIST_PAGE, page)
+    assisted.wrmsr(msrs.VP_ASSIST_PAGE, gone)
     ops = [
         g.Op(g.WRMSR, rcx=0x83F, rax=UNENDED),
         g.Op(g.AWAIT, rcx=UNENDED, rdx=1, rbx=3_000_000),

@@ -147,8 +147,12 @@ class GuestVp(ComputerVp):
         """KVM gets to know where it may say that an interrupt needs no EOI: the first word of the assist page."""
         page = self.assist_page
         wanted = page.gpn << 12 | 1 if page.enabled else 0
-        if wanted != self._lazy_eoi and self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
-            self._lazy_eoi = wanted
+        if wanted == self._lazy_eoi:
+            return
+        if not self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
+            wanted = 0  # no memory there; and where the page was is the guest's own again
+            self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted)
+        self._lazy_eoi = wanted
 
     def _interrupt_that_ends_itself(self, vector: int) -> None:
         self._self_ending.add(vector)
