@@ -95,6 +95,17 @@ class GuestOverlayPages:
         if not pages:
             del self._shown[page.gpn]
 
+    def untouch(self, page: MovableOverlay) -> bool:
+        """Has KVM forget where the page is, until the guest comes there again; on return no processor runs with a
+        translation from before. False where the page is not seen in RAM."""
+        with self.lock:
+            place = self._place(page.gpn) if page.enabled and self.visible(page.gpn) is page else None
+            if place is None:
+                return False
+            alias, _region, offset = place
+            alias.untouch(offset, PAGE_SIZE)
+        return True
+
     def _put(self, gpn: int, page: MovableOverlay | None) -> None:
         place = self._place(gpn)
         if place is None:

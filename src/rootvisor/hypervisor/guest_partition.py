@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory
     from ..kvm.vcpu import Vcpu
     from .hypervisor import Hypervisor
+    from .overlay import MovableOverlay
 
 #: What an ordinary partition may do; the rest is the root's (contract/guest-interface 1.2).
 GUEST_PRIVILEGES = (
@@ -62,14 +63,27 @@ GUEST_RECOMMENDATIONS = (
     | cpuid.RECOMMEND_EX_PROCESSOR_MASKS
 )
 _LEAF_POWER, _INVARIANT_TSC = 0x80000007, 1 << 8
+_SECOND_LEVEL = ("/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt")
 #: Hypercall and TSC page; VP assist page, SIMP, SIEFP and SIRBP of each VP.
 _PAGES, _PAGES_PER_VP = 2, 4
+
+
+def _has_second_level() -> bool:
+    """Whether KVM uses the processor's second level of translation (EPT, NPT)."""
+    for path in _SECOND_LEVEL:
+        try:
+            with open(path, encoding="ascii") as file:
+                return file.read(1) in ("Y", "1")
+        except OSError:
+            continue
+    return False
 
 
 class GuestPartition(ComputerPartition):
     """The only partition of its hypervisor. ``vps`` is how many VPs it will have, ``address_bits`` its GPAs' width."""
 
-    __slots__ = ("_hidden", "auto_eoi", "overlays", "timers")
+    __slots__ = ("_hidden", "_second_level", "auto_eoi", "overlays", "timers")
+    hypercall_page: MovableOverlay
     interrupts: PlainInterrupts
     timers: TimerQueue
 
@@ -87,6 +101,7 @@ class GuestPartition(ComputerPartition):
         self.tsc_page = self.overlays.allocate(writable=False)
         #: recommendations that are not made
         self._hidden = 0
+        self._second_level = _has_second_level()
         calls.load_guest()
         self.calls = GUEST_TABLE.calls
         #: whether this machine's KVM ends interrupts of SINTs by itself
@@ -121,6 +136,16 @@ class GuestPartition(ComputerPartition):
             self.recommendations |= cpuid.RECOMMEND_APIC_MSRS
             self.vm.filter_msrs(FILTERED_MSRS, allowed=msrs.EOI)
         self.recommendations &= ~self._hidden
+
+    def flush_all(self) -> bool:
+        """Empties the TLBs of all VPs that run, and of the others before they run again; False where it cannot.
+
+        The VP that asks has just been in the call page, so KVM has that page in the guest's second level of
+        translation. When it is taken out there, KVM empties every TLB, the guest's own translations with it
+        (``kvm_mmu_unmap_gfn_range``, ``kvm_flush_remote_tlbs``), and waits for processors in guest mode. No VP has to
+        come out to us. Without that second level the guest's translations are KVM's own tables, which stay.
+        """
+        return self._second_level and self.overlays.untouch(self.hypercall_page)
 
     def create_vp(self, index: int, vcpu: Vcpu) -> GuestVp:
         """A VP whose TSC is that of VP 0."""

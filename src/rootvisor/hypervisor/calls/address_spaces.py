@@ -30,6 +30,8 @@ def _check(vp: VirtualProcessor, address_space: int, flags: int, known: int) -> 
 
 def _flush(vp: VirtualProcessor, targets: list[VirtualProcessor]) -> None:
     """On return no VP of ``targets`` runs with an old translation. Not under Hypervisor.lock: a target may need it."""
+    if vp.partition.flush_all():  # type: ignore[attr-defined]
+        return
     for target in targets:
         target.flush_wanted = True  # type: ignore[attr-defined]
     for target in targets:
