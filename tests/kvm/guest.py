@@ -40,6 +40,8 @@ GDT = 0x2F0000
 IDT = 0x2F1000
 GDT_POINTER, IDT_POINTER, EMPTY_IDT_POINTER, LOW_GDT_POINTER = 0x2F0FF0, 0x2F1FF0 + 0x1000, 0x2F3FF0, 0x8FF0
 BLOCKS, BLOCK_SIZE = 0x300000, 0x10000
+#: In a block: see agent.S.
+EOI_WORD = 0x800
 MAILBOXES, MAILBOX_SIZE = 0x400000, 0x100000
 INPUT, OUTPUT = 0x900000, 0x902000
 SPARE = 0xA00000
@@ -398,6 +400,15 @@ class Guest:
         """How often the VP's agent has taken the vector."""
         base = BLOCKS + vp * BLOCK_SIZE + vector * 4
         return int.from_bytes(self.ram[base : base + 4], "little")
+
+    def eois_may_be_left_out(self, word: int, vp: int = 0) -> None:
+        """The VP's agent looks at the EOI word of the VP assist page there before it ends an interrupt."""
+        struct.pack_into("<QI", self.ram, BLOCKS + vp * BLOCK_SIZE + EOI_WORD, word, 0)
+
+    def eois_left_out(self, vp: int = 0) -> int:
+        """How often that word said that no EOI is required."""
+        at = BLOCKS + vp * BLOCK_SIZE + EOI_WORD + 8
+        return int.from_bytes(self.ram[at : at + 4], "little")
 
     def take(self, vector: int, vp: int = 0, count: int = 1, turns: int = 3_000_000) -> int:
         """Opens interrupts until the vector's counter is ``count``; returns the counter."""

@@ -7,8 +7,8 @@ import pytest
 
 from rootvisor.hypervisor.hypercall_abi import PAGE_CODE
 from rootvisor.hypervisor.root_partition import ROOT_FEATURES, ROOT_PRIVILEGES
+from rootvisor.tlfs import cpuid, msrs, privileges, status
 from rootvisor.tlfs import hypercalls as hv
-from rootvisor.tlfs import msrs, privileges, status
 from tests.kvm import guest as g
 from tests.kvm.guest import Guest
 
@@ -37,6 +37,31 @@ def test_eoi_is_write_only(guest: Guest) -> None:
     assert guest.rdmsr_fault(msrs.EOI) == g.GP
     assert guest.wrmsr_fault(msrs.EOI, 0) == 0
     assert guest.wrmsr_fault(msrs.EOI, 1 << 32) == g.GP
+
+
+def test_eois_are_left_out_where_the_assist_page_says_so(guest: Guest) -> None:
+    """Each saves an exit. Twenty interrupts of one vector: none would come while the one before has not ended."""
+    if not guest.partition.recommendations & cpuid.RECOMMEND_APIC_MSRS:
+        pytest.skip("this processor ends interrupts without an exit, or its KVM is older than Linux 6.0")
+    word = guest.rdmsr(msrs.VP_ASSIST_PAGE) & ~0xFFF
+    guest.wrmsr(msrs.VP_ASSIST_PAGE, word | 1)
+    guest.eois_may_be_left_out(word)
+    for turn in range(1, 21):
+        assert guest.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(0x55, 0, bytes(3), 1)).status == 0
+        assert guest.take(0x55, count=turn) == turn
+    left_out = guest.eois_left_out()
+    assert left_out > 10
+    guest.wrmsr(msrs.VP_ASSIST_PAGE, word)
+    assert guest.call(hv.SEND_IPI, hv.SEND_IPI_INPUT.pack(0x55, 0, bytes(3), 1)).status == 0
+    assert guest.take(0x55, count=21) == 21
+    assert guest.eois_left_out() == left_out, "the page is off"
+
+
+def test_eoi_word_stays_clear_without_an_interrupt(guest: Guest) -> None:
+    page = guest.rdmsr(msrs.VP_ASSIST_PAGE) & ~0xFFF
+    guest.ram[page : page + 8] = b"\xff" * 8
+    guest.wrmsr(msrs.VP_ASSIST_PAGE, page | 1)
+    assert bytes(guest.ram[page : page + 8]) == bytes(4) + b"\xff" * 4
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from _thread import start_new_thread
 
 from ..bus.address_space import MmioSpace, PortSpace
 from ..kvm.abi import MSR_MTRR_DEF_TYPE, MSR_TSC
-from ..tlfs import msrs
+from ..tlfs import cpuid, msrs
 from . import init_watch
 from .partition import Partition
 from .partition_cpuid import partition_cpuid
@@ -60,6 +60,14 @@ class ComputerPartition(Partition):
         (kvm_hv_invtsc_suppressed). A root has it from the start.
         """
         vcpu.set_msr(msrs.TSC_INVARIANT_CONTROL, 1)
+
+    def leave_eoi_to_kvm(self, vcpu: Vcpu) -> None:
+        """EOI stays in KVM if its register there has the reserved bits (Linux 6.0): then a kernel does well to use it,
+        and with it the assist page that makes most EOIs needless."""
+        if vcpu.set_msr(msrs.EOI, 1 << 32) or not vcpu.set_msr(msrs.EOI, 0):
+            return
+        self.recommendations |= cpuid.RECOMMEND_APIC_MSRS
+        self.vm.filter_msrs(FILTERED_MSRS, allowed=msrs.EOI)
 
     def create_vps(self, count: int, xsave: bool) -> None:
         """Creates all VPs; the clock starts here."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..kvm import abi, tsc_offset
 from ..tlfs import cpuid, msrs, privileges
 from . import calls
-from .computer_partition import FILTERED_MSRS, ComputerPartition
+from .computer_partition import ComputerPartition
 from .guest_overlay import GuestOverlayPages
 from .guest_vp import GuestVp
 from .hidden import HIDEABLE
@@ -116,8 +116,7 @@ class GuestPartition(ComputerPartition):
             self._hidden |= recommendations
 
     def probe(self, vcpu: Vcpu) -> None:
-        """EOI stays in KVM if its register there has the reserved bits (Linux 6.0): then a guest does well to use it,
-        and with it the assist page that makes most EOIs needless.
+        """EOI is KVM's where that is possible.
 
         TSC_INVARIANT_CONTROL is there where KVM can hide the invariant TSC: it has a copy of the register, and hides
         only what its host has. Elsewhere CPUID shows it at all times, and there is nothing to control.
@@ -128,13 +127,8 @@ class GuestPartition(ComputerPartition):
         )
         if not hides or vcpu.try_msr(msrs.TSC_INVARIANT_CONTROL) is None:
             self.privileges &= ~privileges.ACCESS_TSC_INVARIANT_CONTROLS
-        if (
-            self.privileges & privileges.ACCESS_INTR_CTRL_REGS
-            and not vcpu.set_msr(msrs.EOI, 1 << 32)
-            and vcpu.set_msr(msrs.EOI, 0)
-        ):
-            self.recommendations |= cpuid.RECOMMEND_APIC_MSRS
-            self.vm.filter_msrs(FILTERED_MSRS, allowed=msrs.EOI)
+        if self.privileges & privileges.ACCESS_INTR_CTRL_REGS:
+            self.leave_eoi_to_kvm(vcpu)
         self.recommendations &= ~self._hidden
 
     def flush_all(self) -> bool:

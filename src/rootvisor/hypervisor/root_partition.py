@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from ..kvm import abi
 from ..tlfs import privileges
-from ..tlfs.cpuid import RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
+from ..tlfs.cpuid import RECOMMEND_APIC_MSRS, RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
+from ..tlfs.msrs import PAGE_GPN_SHIFT
 from .computer_partition import ComputerPartition
 from .computer_vp import ComputerVp
 from .interrupt_remapping import InterruptRemapping
@@ -56,6 +58,13 @@ class RootVp(ComputerVp):
         pages = partition.owned_pages
         super().__init__(partition, index, vcpu, tuple(pages.allocate() for _ in range(4)))
 
+    def assist_page_changed(self) -> None:
+        """The page's first word is KVM's, which says there that an interrupt needs no EOI. An INIT makes KVM forget it,
+        and the kernel writes the MSR when the processor has started."""
+        page = self.assist_page
+        if self.partition.recommendations & RECOMMEND_APIC_MSRS:
+            self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, page.gpn << PAGE_GPN_SHIFT | 1 if page.enabled else 0)
+
 
 class RootPartition(ComputerPartition):
     """The partition that all others are children of."""
@@ -74,6 +83,12 @@ class RootPartition(ComputerPartition):
         self.owned_pages = OwnedPages(memory, owned[0], owned[1])
         self.hypercall_page = self.owned_pages.allocate()
         self.tsc_page = self.owned_pages.allocate()
+
+    def probe(self, vcpu: Vcpu) -> None:
+        """Where the end of an interrupt is an exit, most of them are left out."""
+        super().probe(vcpu)
+        if self.privileges & privileges.ACCESS_INTR_CTRL_REGS and self.hypervisor.kvm.eoi_exits():
+            self.leave_eoi_to_kvm(vcpu)
 
     def create_vp(self, index: int, vcpu: Vcpu) -> RootVp:
         """A VP with pages of its own."""

@@ -81,6 +81,7 @@ def _set_synic_page(vp: VirtualProcessor, page: OverlayPage, value: int) -> None
 def _set_assist_page(vp: VirtualProcessor, value: int) -> None:
     if value != vp.assist_page.value:
         vp.assist_page.write(value)
+        vp.assist_page_changed()
 
 
 def _sint(number: int) -> tuple[Get, Set]:

@@ -28,6 +28,9 @@ REQUIRED = (
     (abi.CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER"),
 )
 
+#: Parameters of KVM's modules: processors that deliver and end interrupts without it.
+_EOI_INSIDE = ("/sys/module/kvm_intel/parameters/enable_apicv", "/sys/module/kvm_amd/parameters/avic")
+
 CpuidEntry = tuple[int, int, int, int, int, int, int]
 
 
@@ -79,6 +82,21 @@ class Kvm:
             entries = struct.unpack_from("<I", buffer)[0]
             unpack = struct.Struct("<7I12x").unpack_from
             return [unpack(buffer, 8 + 40 * index) for index in range(entries)]
+
+    @staticmethod
+    def eoi_exits() -> bool:
+        """Whether the end of an interrupt makes a guest exit, as it does without APICv and AVIC."""
+        for name in _EOI_INSIDE:
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                if os.read(fd, 1) in (b"Y", b"1"):
+                    return False
+            finally:
+                os.close(fd)
+        return True
 
     def create_vm(self) -> Vm:
         """A new virtual machine without memory or processors."""

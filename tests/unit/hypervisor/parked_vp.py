@@ -247,6 +247,9 @@ class ParkedVp:
     def mark_dirty(self, blocks: int) -> None:
         self.u64[abi.RUN_DIRTY_REGS // 8] |= blocks
 
+    def assist_page_changed(self) -> None:
+        pass
+
     def suspend(self) -> None:
         self.explicit_suspend = True
         self.running = False
