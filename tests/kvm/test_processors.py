@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -146,3 +147,10 @@ def test_vmm_capabilities(guest: Guest) -> None:
     assert answer.output == struct.pack("<HHIQ", 1, 0, 0, 1 << 4).ljust(4072, b"\0")  # assignable features
     data = hv.GET_PARTITION_PROPERTY_EX_INPUT.pack(hv.SELF, 0x1234, 0)
     assert guest.call(hv.GET_PARTITION_PROPERTY_EX, data).status == status.UNKNOWN_PROPERTY
+
+
+@pytest.mark.parametrize(("vps", "policy"), [(1, os.SCHED_BATCH), (2, os.SCHED_OTHER)])
+def test_only_vp_of_a_root_does_not_preempt_who_wakes_it_up(usable_kvm: None, vps: int, policy: int) -> None:
+    with Guest(vps=vps) as made:
+        made.rdmsr(msrs.VP_INDEX)
+        assert [os.sched_getscheduler(vp.thread_id) for vp in made.partition.vps] == [policy] * vps

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..kvm import abi
 from ..tlfs import privileges
 from ..tlfs.cpuid import RECOMMEND_APIC_MSRS, RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
@@ -64,6 +66,18 @@ class RootVp(ComputerVp):
         page = self.assist_page
         if self.partition.recommendations & RECOMMEND_APIC_MSRS:
             self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, page.gpn << PAGE_GPN_SHIFT | 1 if page.enabled else 0)
+
+    def _run(self) -> None:
+        """As any computer's VP. The only VP of a root lets whoever wakes it up finish first, where they share a
+        processor: a child's VP that has told of an intercept goes to sleep next, and until it has, each hypercall of
+        the root would meet it at the interpreter's lock. Several VPs wait for each other's answers to IPIs instead.
+        """
+        if len(self.partition.vps) == 1 and os.sched_getscheduler(0) == os.SCHED_OTHER:
+            try:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            except OSError:  # a sandbox
+                pass
+        super()._run()
 
 
 class RootPartition(ComputerPartition):
