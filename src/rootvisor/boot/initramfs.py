@@ -18,6 +18,7 @@ The run's archive (:func:`request_archive`) holds::
     /rootvisor/tmpfs            lines "PATH": further tmpfs mounts
     /rootvisor/winsize          optional, "ROWS COLUMNS": size of a terminal whose device does not tell it
     /rootvisor/job              optional: bytes that the command finds in /run/rootvisor/job
+    /rootvisor/python-modules   optional: path of an archive of Python modules, found in /run/rootvisor likewise
 
 Lines on the port ``rootvisor.control``, guest to host: ``ready`` (the first sign of user space), ``error
 TEXT`` (why the next line says 125), ``exit N`` (the command's status; absent when the command itself ended

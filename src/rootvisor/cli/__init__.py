@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run_vmm(arguments: Sequence[str]) -> int | None:
     """The exit status of `rootvisor vmm`; None: the command line is wrong or asks for help, which click shows."""
+    from rootvisor.cli import archived_modules
+
+    archived_modules.use()
     from rootvisor.vmm.options import parse_command_line
     from rootvisor.vmm.schema import ConfigError
 

@@ -28,6 +28,9 @@ def main() -> int:
         description = marshal.loads(file.read())
     try:
         if "guest" in description:
+            from rootvisor.cli import archived_modules
+
+            archived_modules.use()
             from rootvisor.vmm.agent_run import run as run_guest
 
             return run_guest(description["guest"])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rootvisor import kernels
+from rootvisor.cli import module_archive
 from rootvisor.cli.description import RunDescription
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.paths import source_root
@@ -115,7 +116,10 @@ def _complete(plan: RunPlan, place: Place) -> RunDescription:
     if not plan.agent:
         return description
     devices = description.devices
-    request = place("request.cpio", request_part(description.command, description.rootfs, devices))
+    # Only a root partition that sees this machine's files can read it, and only there VMMs start.
+    modules = module_archive.find_or_write() if description.rootfs == "host" else None
+    part = request_part(description.command, description.rootfs, devices, str(modules) if modules else None)
+    request = place("request.cpio", part)
     return replace(description, initrds=(base_archive(description.kernel, devices), request))
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rootvisor.boot.busybox import find_busybox
 from rootvisor.boot.errors import BootError
 from rootvisor.boot.initramfs import (
@@ -24,6 +26,7 @@ ROOT_TAG = "root"
 JOB = "/run/rootvisor/job"
 """Where a command finds the bytes that came with it."""
 _JOB_IN_RAMDISK = "/rootvisor/job"
+_MODULES_IN_RAMDISK = "/rootvisor/python-modules"
 
 _DRIVERS = {
     "console": ("virtio_pci", "virtio_console"),
@@ -50,8 +53,13 @@ def base_archive(kernel: KernelImage, devices: tuple[str, ...]) -> str:
         raise UserError(str(error)) from error
 
 
-def request_part(command: CommandRequest | None, rootfs: str | None, devices: tuple[str, ...]) -> bytes:
-    """The part of the ramdisk that says what this run is to do; `UserError` for what cannot be passed on."""
+def request_part(
+    command: CommandRequest | None, rootfs: str | None, devices: tuple[str, ...], modules: str | None = None
+) -> bytes:
+    """The part of the ramdisk that says what this run is to do; `UserError` for what cannot be passed on.
+
+    `modules`: path of an archive that a VMM's modules are imported from (`archived_modules`).
+    """
     if command is None:
         raise AssertionError("a run with the agent has a command")
     console = "console" in devices
@@ -65,7 +73,10 @@ def request_part(command: CommandRequest | None, rootfs: str | None, devices: tu
         tty="hvc0" if console else "ttyS0",
         control=console,
     )
+    files = {_JOB_IN_RAMDISK: command.job} if command.job else {}
+    if modules is not None:
+        files[_MODULES_IN_RAMDISK] = os.fsencode(modules)
     try:
-        return request_archive(request, {_JOB_IN_RAMDISK: command.job} if command.job else None)
+        return request_archive(request, files)
     except BootError as error:
         raise UserError(str(error)) from error

@@ -7,6 +7,7 @@ allow gives a `ControlError` and changes nothing; a machine that could not be ma
 
 from __future__ import annotations
 
+import marshal
 import os
 import select
 from _thread import RLock
@@ -126,6 +127,10 @@ CONFLICT = 409
 FAILED = 500
 
 _CONFIG_FILE = "config.json"
+_CHECKED_FILE = "config"
+"""Of a snapshot: the text of `_CONFIG_FILE`, and what it came to when it was written (marshal). Whoever edits the text
+has it read and checked again; nobody else waits for that."""
+_CHECKED_VERSION = 1
 _MAX_CONFIG_BYTES = 4 << 20
 _ADDERS = {"disks": "add_disk", "net": "add_net", "fs": "add_fs", "vsock": "add_vsock"}
 
@@ -403,7 +408,12 @@ class Controller:
                     BAD_REQUEST, f"cannot write a snapshot to {folder}: {os.strerror(error.errno or 0)}"
                 ) from error
             self._call("the snapshot failed", machine.snapshot, folder)
-            self._call("the snapshot failed", _write, path, encoded(config))
+            text = encoded(config)
+            checked = os.path.join(folder, _CHECKED_FILE)
+            self._call(
+                "the snapshot failed", _replace, checked, marshal.dumps((_CHECKED_VERSION, text, config))
+            )
+            self._call("the snapshot failed", _write, path, text)
             self._report("vm", "snapshotted")
 
     def restore(self, request: Document) -> None:
@@ -420,10 +430,12 @@ class Controller:
                 raise ControlError(
                     BAD_REQUEST, f"there is no snapshot in {folder}: {path}: {os.strerror(error.errno or 0)}"
                 ) from error
-            try:
-                config = _checked(decoded(text))
-            except (ConfigError, ControlError) as error:
-                raise ControlError(BAD_REQUEST, f"{path} is no configuration: {error}") from error
+            config = _checked_before(os.path.join(folder, _CHECKED_FILE), text)
+            if config is None:
+                try:
+                    config = _checked(decoded(text))
+                except (ConfigError, ControlError) as error:
+                    raise ControlError(BAD_REQUEST, f"{path} is no configuration: {error}") from error
             self._report("vm", "restoring")
 
             def make(report: Report) -> Machine:
@@ -652,6 +664,21 @@ def _copy(document: Any) -> Any:
     if isinstance(document, list):
         return [_copy(value) for value in document]
     return document
+
+
+def _checked_before(path: str, text: bytes) -> Document | None:
+    """What the text of a configuration came to, if this program said so when it wrote it."""
+    try:
+        with open(path, "rb") as file:
+            version, known, document = marshal.loads(file.read(2 * _MAX_CONFIG_BYTES))
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    return document if version == _CHECKED_VERSION and known == text and isinstance(document, dict) else None
+
+
+def _replace(path: str, content: bytes) -> None:
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
 
 
 def _write(path: str, text: bytes) -> None:

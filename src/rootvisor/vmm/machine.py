@@ -10,7 +10,7 @@ from ..boot.linux import load_linux
 from ..boot.memory_map import MemoryMap
 from ..mshv import NMI, Mshv, Partition
 from ..tlfs import partition_properties as properties
-from ..x86.decoder import load as load_decoder
+from ..x86 import decoder
 from .board import Board
 from .boot_state import set_entry_state, set_firmware_state
 from .consoles import SerialInput, Stream
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .controller import Report
     from .devices import Plugged
     from .schema import Document
+    from .snapshot import MemoryReader
     from .terminal import Terminal
 
 #: What the guest may know and use of the hypervisor: a Linux guest keeps time by the reference TSC, and its local APIC
@@ -82,6 +83,7 @@ class Machine:
         self._processors: list[Processor] = []
         self._serial_input: SerialInput | None = None
         self._streams: list[Stream] = []
+        self._reader: MemoryReader | None = None
         try:
             self._build(saved)
         except BootError as error:
@@ -101,8 +103,12 @@ class Machine:
     def _build(self, saved: tuple[str, dict[str, Any]] | None) -> None:
         config = self.config
         try:
-            # Every guest comes to need it: better told now than when its first driver touches a device.
-            load_decoder()
+            # Every guest comes to need it: better told now than when its first driver touches a device. One that is
+            # restored has touched them, and loads it when it goes on.
+            if saved is None:
+                decoder.load()
+            else:
+                decoder.find()
         except ImportError as error:
             raise MachineError(f"{error}; python3 -m pip install iced-x86") from error
         self._mshv = mshv = Mshv()
@@ -114,6 +120,10 @@ class Machine:
         bits = max(partition.get_property(properties.PHYSICAL_ADDRESS_WIDTH), _MIN_ADDRESS_BITS)
         layout = MemoryMap(config["memory"]["size"], bits)
         self._ram = ram = GuestRam(layout, huge_pages=config["memory"]["thp"])
+        if saved is not None:
+            from .snapshot import MemoryReader
+
+            self._reader = MemoryReader(saved[0], ram)
         if config["memory"]["prefault"]:
             ram.touch()
         ram.give_to(partition)
@@ -180,11 +190,9 @@ class Machine:
     def _restore(self, folder: str, state: dict[str, Any]) -> None:
         """Everything as it was; paused."""
         from .processor_state import restore_processor
-        from .snapshot import read_memory
 
         assert self._board is not None and self._ram is not None and self._devices is not None
-        assert self._partition is not None
-        read_memory(folder, self._ram)
+        assert self._partition is not None and self._reader is not None
         if len(state["processors"]) != len(self._processors):
             raise MachineError(
                 f"the snapshot has {len(state['processors'])} processors, the configuration {len(self._processors)}"
@@ -192,6 +200,7 @@ class Machine:
         self._devices.pause()
         try:
             self._board.restore(state["board"])
+            self._reader.wait()
             self._devices.restore(state["devices"])
         except ValueError as error:
             raise MachineError(f"the snapshot in {folder} does not fit: {error}") from error
@@ -250,6 +259,7 @@ class Machine:
         assert self._devices is not None
         self._devices.resume()
         self._go_on()
+        decoder.load()
 
     def _go_on(self) -> None:
         assert self._partition is not None
@@ -370,6 +380,9 @@ class Machine:
         for processor in self._processors:
             processor.vp.close()
         self._processors.clear()
+        if self._reader is not None:
+            self._reader.end()
+            self._reader = None
         for handle in (self._partition, self._mshv):
             if handle is not None:
                 handle.close()

@@ -6,12 +6,13 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+from _thread import allocate_lock, start_new_thread
 
 from .controller import MachineError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from .guest_ram import GuestRam
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _MEMORY, _STATE = "memory", "state"
 _MAX_STATE_BYTES = 256 << 20
-_PIECE = 1 << 30
+_PIECE = 64 << 20
 
 
 def write_snapshot(folder: str, ram: GuestRam, state: dict[str, Any]) -> None:
@@ -54,8 +55,44 @@ def read_state(folder: str) -> dict[str, Any]:
     return state
 
 
-def read_memory(folder: str, ram: GuestRam) -> None:
-    """Fills the guest's RAM, which is still empty. MachineError when the file is not of its size."""
+class MemoryReader:
+    """Fills the guest's RAM, which is still empty, on a thread of its own while the rest of the machine is made."""
+
+    __slots__ = ("_error", "_running", "_stop")
+
+    def __init__(self, folder: str, ram: GuestRam) -> None:
+        self._error: Exception | None = None
+        self._stop = False
+        self._running = allocate_lock()
+        self._running.acquire()
+        try:
+            start_new_thread(self._read, (folder, ram))
+        except RuntimeError:  # no more threads
+            self._read(folder, ram)
+
+    def _read(self, folder: str, ram: GuestRam) -> None:
+        try:
+            _read_memory(folder, ram, lambda: self._stop)
+        except Exception as error:  # raised again where it is waited for
+            self._error = error
+        finally:
+            self._running.release()
+
+    def wait(self) -> None:
+        """Waits until all is there. OSError when it cannot be read, MachineError when the file is not of its size."""
+        with self._running:
+            pass
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Nothing is written into the RAM any more."""
+        self._stop = True
+        with self._running:
+            pass
+
+
+def _read_memory(folder: str, ram: GuestRam, stopped: Callable[[], bool]) -> None:
     path = os.path.join(folder, _MEMORY)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -64,7 +101,7 @@ def read_memory(folder: str, ram: GuestRam) -> None:
             raise MachineError(f"{path} has {size} bytes, the guest's memory {len(ram.view)}")
         view = ram.view
         for start, end in _data(fd, size):
-            while start < end:
+            while start < end and not stopped():
                 count = os.preadv(fd, [view[start : min(end, start + _PIECE)]], start)
                 if not count:
                     raise MachineError(f"{path} became shorter while it was read")

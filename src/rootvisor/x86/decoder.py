@@ -7,6 +7,9 @@ Its extension module alone is loaded, at the first decode: the package around it
 
 from __future__ import annotations
 
+from _frozen_importlib_external import PathFinder  # type: ignore[import-not-found, unused-ignore]
+from _thread import allocate_lock
+
 from .instruction import (
     CS,
     DS,
@@ -52,28 +55,35 @@ _MASKS = (0xFFFF_FFFF_FFFF_FFFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
 #: XSAVE and XRSTOR have a size that the instruction does not tell: up to here (AVX-512).
 _XSAVE_SIZE = 2688
 
+#: Processors of a guest may come to their first decode at the same time, and the module can be made only once.
+_loading = allocate_lock()
 _library: Any = None
 _info: Any = None
 _cache: dict[tuple[bytes, int], Instruction | None] = {}
 
 
-def load() -> Any:
-    """The extension module of iced-x86, without the package around it. ImportError if it is not there."""
-    global _library, _info
-    if _library is None:
-        from importlib.machinery import PathFinder
+def find() -> Any:
+    """Where the extension module of iced-x86 is, without loading it. ImportError if it is not there."""
+    package = PathFinder.find_spec(_PACKAGE)
+    folders = package.submodule_search_locations if package is not None else None
+    spec = PathFinder.find_spec(f"{_PACKAGE}.{_EXTENSION}", folders) if folders else None
+    if spec is None or spec.loader is None:
+        raise ImportError(
+            "the Python package iced-x86 is missing, which decodes the instructions of child partitions"
+        )
+    return spec
 
-        package = PathFinder.find_spec(_PACKAGE)
-        folders = package.submodule_search_locations if package is not None else None
-        spec = PathFinder.find_spec(f"{_PACKAGE}.{_EXTENSION}", folders) if folders else None
-        if spec is None or spec.loader is None:
-            raise ImportError(
-                "the Python package iced-x86 is missing, which decodes the instructions of child partitions"
-            )
-        library: Any = spec.loader.create_module(spec)
-        spec.loader.exec_module(library)
-        _info = library.InstructionInfoFactory()
-        _library = library
+
+def load() -> Any:
+    """The extension module, without the package around it. ImportError if it is not there."""
+    global _library, _info
+    with _loading:
+        if _library is None:
+            spec = find()
+            library = spec.loader.create_module(spec)
+            spec.loader.exec_module(library)
+            _info = library.InstructionInfoFactory()
+            _library = library
     return _library
 
 

@@ -13,7 +13,7 @@ import pytest
 from rootvisor.boot.memory_map import HIGH_RAM_START, MemoryMap
 from rootvisor.vmm.controller import MachineError
 from rootvisor.vmm.guest_ram import GuestRam
-from rootvisor.vmm.snapshot import read_memory, read_state, write_snapshot
+from rootvisor.vmm.snapshot import MemoryReader, read_state, write_snapshot
 
 SIZE = 64 << 20
 
@@ -36,7 +36,7 @@ def test_memory_and_state_come_back(written: GuestRam, tmp_path: Path) -> None:
     write_snapshot(str(tmp_path), written, {"board": {"x": [1, b"2"]}})
     assert read_state(str(tmp_path))["board"] == {"x": [1, b"2"]}
     other = ram()
-    read_memory(str(tmp_path), other)
+    MemoryReader(str(tmp_path), other).wait()
     assert bytes(other.view) == bytes(written.view)
     other.close()
 
@@ -47,7 +47,7 @@ def test_files_are_sparse_and_private(written: GuestRam, tmp_path: Path) -> None
         assert path.stat().st_mode & 0o77 == 0
     assert (tmp_path / "memory").stat().st_blocks * 512 < 12 << 20
     other = ram()
-    read_memory(str(tmp_path), other)
+    MemoryReader(str(tmp_path), other).wait()
     assert os.fstat(other.fd).st_blocks * 512 < 12 << 20  # holes stay holes
     other.close()
 
@@ -76,7 +76,7 @@ def test_memory_of_another_size_is_refused(written: GuestRam, tmp_path: Path) ->
     write_snapshot(str(tmp_path), written, {})
     other = ram(2 * SIZE)
     with pytest.raises(MachineError, match="bytes"):
-        read_memory(str(tmp_path), other)
+        MemoryReader(str(tmp_path), other).wait()
     other.close()
 
 
@@ -85,7 +85,7 @@ def test_missing_files_are_an_os_error(tmp_path: Path) -> None:
         read_state(str(tmp_path))
     other = ram()
     with pytest.raises(FileNotFoundError):
-        read_memory(str(tmp_path), other)
+        MemoryReader(str(tmp_path), other).wait()
     other.close()
 
 
