@@ -55,7 +55,8 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz, guests u
 	    $(VENV)/bin/pytest tests/peers/test_qemu.py
 	ROOTVISOR_PEER_MACHINES=microvm ROOTVISOR_PEER_KERNELS=mshv ROOTVISOR_PEER_VPS=1 ROOTVISOR_PEER_BOOTS=16 \
 	ROOTVISOR_PEER_PARALLEL=8 $(VENV)/bin/pytest tests/peers/test_qemu.py
-	ROOTVISOR_SOAK=1 ROOTVISOR_VMM_REBOOTS=100 ROOTVISOR_VMM_CYCLES=20 ROOTVISOR_VMM_KILLS=50 ROOTVISOR_VMM_LIMIT=14400 \
+	ROOTVISOR_SOAK=1 ROOTVISOR_VMM_REBOOTS=100 ROOTVISOR_VMM_CYCLES=20 ROOTVISOR_VMM_KILLS=50 ROOTVISOR_VMM_LOAD_S=600 \
+	ROOTVISOR_VMM_LIMIT=14400 \
 	$(VENV)/bin/pytest tests/vmm
 
 format: dev ## put the sources into the project's format

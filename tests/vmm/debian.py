@@ -23,7 +23,7 @@ PASSWORD = "guest"
 ROOT_ADDRESS, GUEST_ADDRESS = "192.168.77.1", "192.168.77.2"
 #: One level-1 entry of a qcow2 image reaches so far: what is written on top of the image is an image of that kind.
 IMAGE_BYTES = 512 << 20
-_PACKAGES = "systemd-sysv,udev,dbus,openssh-server,iproute2"
+_PACKAGES = "systemd-sysv,udev,dbus,openssh-server,iproute2,fio,iperf3"
 _OLD_KERNEL = re.compile(r"linux-image-(6\.1\.\d[\w.+~-]*-cloud-amd64)")
 
 #: In the new system: who may log in and how, its address, patience (systemd's minute and a half is not enough where

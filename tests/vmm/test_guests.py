@@ -2,8 +2,8 @@
 """``rootvisor vmm`` in a real root partition: each test of tests/vmm/cases is one here. One root boot for all guests.
 
 What runs is the short selection below, with ROOTVISOR_SOAK=1 everything. ROOTVISOR_VMM_TESTS takes others (``boots
-disks:test_...``, with blanks); _REBOOTS, _CYCLES and _KILLS set how long the long ones are; ROOTVISOR_TEST_PATIENCE
-multiplies deadlines where the machine is slow.
+disks:test_...``, with blanks); _REBOOTS, _CYCLES, _KILLS and _LOAD_S (seconds) set how long the long ones are;
+ROOTVISOR_TEST_PATIENCE multiplies deadlines where the machine is slow.
 """
 
 from __future__ import annotations

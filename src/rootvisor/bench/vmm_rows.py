@@ -41,6 +41,8 @@ def rows(results: dict[str, Any]) -> list[Row]:
             RESIDENT_BYTES),
         Row(again, "restore, until it goes on", "s", _median(restores, "restore_s"), "its boot",
             _median(restores, "boot_s"), RESTORE_RATIO, True),
+        Row(again, "the same in a VMM that waits", "s", _median(restores, "waiting_restore_s"), "its boot",
+            _median(restores, "boot_s"), RESTORE_RATIO, True),
         Row(again, "snapshot", "s", _median(restores, "snapshot_s"), "", None),
     ]  # fmt: skip
     for key, (kind, name, unit, size, least) in LOADS.items():

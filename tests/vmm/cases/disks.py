@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from random import Random
 
@@ -132,9 +133,65 @@ def test_qcow2_disk_keeps_what_was_flushed_when_the_vmm_is_killed(job: Job) -> N
     _keeps_what_was_flushed(job, "qcow2", KILLS)
 
 
+#: What is in the file system is checked first; then files are written, each told when it is on the disk.
+_FILES = """\
+await /dev/vda
+mount -t ext4 /dev/vda /mnt || echo "guest: problem it cannot be mounted"
+for file in /mnt/[0-9]*; do
+    [ -e "$file" ] && sum=$(md5sum "$file") && echo "guest: found ${file##*/} ${sum%% *}"
+done
+echo "guest: looked"
+number=FIRST
+while :; do
+    dd if=/dev/urandom of=/file bs=4k count=$((number % 7 + 1)) 2>/dev/null
+    dd if=/file of=/mnt/$number conv=fsync 2>/dev/null || echo "guest: problem file $number cannot be written"
+    sum=$(md5sum /file)
+    echo "guest: kept $number ${sum%% *}"
+    [ $number -lt 40 ] || rm /mnt/$((number - 40))
+    number=$((number + 1))
+done
+"""
+
+
+def _file_system_stays_whole(job: Job, kind: str, kills: int) -> None:
+    """Mount, files with fsync, SIGKILL, mount again: every file that was told to be on the disk is there, whole. The
+    last forty are looked at; older ones are removed, which may or may not have come to the disk."""
+    path = _image("raw", bytes(32 << 20))
+    subprocess.run(["/sbin/mkfs.ext4", "-q", path], check=True, stdin=subprocess.DEVNULL, timeout=120)
+    if kind != "raw":
+        path = _image(kind, _content(path, "raw"))
+    random = Random(13)
+    kept: dict[int, str] = {}
+    for _ in range(kills + 1):
+        work = _FILES.replace("FIRST", str(max(kept, default=-1) + 1))
+        with Guest(job, work, "--disk", f"path={path},image_type={kind}", kernel="mshv-elf") as guest:
+            guest.hears("looked")
+            found = dict(line.split() for line in guest.values("found"))
+            for number in sorted(kept)[-40:]:
+                assert found.get(str(number)) == kept[number], f"file {number} of {max(kept)} is lost"
+            for _ in range(random.randrange(1, 30)):
+                guest.hears("kept")
+            guest.kill()
+            while guest.pump(1.0):  # what it had said before
+                pass
+            assert not guest.values("problem"), guest.values("problem")
+            kept.update((int(number), total) for number, total in map(str.split, guest.values("kept")))
+    print("note", f"{kind}: {kills} kills, {len(kept)} files written, none lost")
+
+
+def test_file_system_on_a_raw_disk_is_whole_after_the_vmm_was_killed(job: Job) -> None:
+    _file_system_stays_whole(job, "raw", KILLS)
+
+
+def test_file_system_on_a_qcow2_disk_is_whole_after_the_vmm_was_killed(job: Job) -> None:
+    _file_system_stays_whole(job, "qcow2", KILLS)
+
+
 for _test in (
     test_raw_disk_keeps_what_was_flushed_when_the_vmm_is_killed,
     test_qcow2_disk_keeps_what_was_flushed_when_the_vmm_is_killed,
+    test_file_system_on_a_raw_disk_is_whole_after_the_vmm_was_killed,
+    test_file_system_on_a_qcow2_disk_is_whole_after_the_vmm_was_killed,
 ):
     _test.limit = 120 * KILLS + 120  # type: ignore[attr-defined]
 del _test
