@@ -6,13 +6,11 @@ from __future__ import annotations
 from _thread import allocate_lock
 
 from ..boot.errors import BootError
-from ..boot.linux import load_linux
 from ..boot.memory_map import MemoryMap
 from ..mshv import NMI, Mshv, Partition
 from ..tlfs import partition_properties as properties
 from ..x86 import decoder
 from .board import Board
-from .boot_state import set_entry_state, set_firmware_state
 from .consoles import SerialInput, Stream
 from .controller import MachineError
 from .device_makers import balloon_of, plug_configured, plug_disk, plug_fs, plug_net, plug_vsock
@@ -172,6 +170,9 @@ class Machine:
 
     def _load(self) -> None:
         """The kernel and what it finds."""
+        from ..boot.linux import load_linux
+        from .boot_state import set_entry_state, set_firmware_state
+
         assert self._board is not None and self._ram is not None
         board, payload = self._board, self.config["payload"]
         board.pci.assign_bars()

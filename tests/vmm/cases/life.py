@@ -72,20 +72,24 @@ def test_triple_fault_starts_the_guest_again(job: Job) -> None:
 
 
 def test_pause_stops_the_guest_and_its_clock(job: Job) -> None:
-    with Guest(job, "tool clock 6\n", kernel="mshv-elf", api=True) as guest:
+    with Guest(job, "tool clock 3\n", kernel="mshv-elf", api=True) as guest:
+        guest.hears("up")
+        started = time.monotonic()
         guest.hears("clock")
         guest.calls("PUT", "vm.pause")
         said = len(guest.said)
         paused = time.monotonic()
-        while time.monotonic() < paused + 8:
+        while time.monotonic() < paused + 15:
             guest.pump(0.5)
         assert len(guest.said) == said
         assert guest.calls("GET", "vm.info")["state"] == "Paused"
+        pause = time.monotonic() - paused
         guest.calls("PUT", "vm.resume")
         gap = float(guest.hears("gap"))
+        ran = time.monotonic() - started - pause
         guest.ends()
-        print("note", f"8 s of pause: the guest's clock jumped by {gap:.3f} s at most")
-        assert gap < 4.0, gap
+        print("note", f"{pause:.1f} s of pause: the guest's clock jumped by {gap:.3f} s at most, it ran {ran:.1f} s")
+        assert gap <= ran, "no clock goes on for longer than its guest runs"
 
 
 def test_api_drives_a_guest_from_create_to_shutdown(job: Job) -> None:
