@@ -102,7 +102,7 @@ class Machine:
         config = self.config
         try:
             # Every guest comes to need it: better told now than when its first driver touches a device. One that is
-            # restored has touched them, and loads it when it goes on.
+            # restored has touched them, and comes to it when it does so again.
             if saved is None:
                 decoder.load()
             else:
@@ -260,7 +260,6 @@ class Machine:
         assert self._devices is not None
         self._devices.resume()
         self._go_on()
-        decoder.load()
 
     def _go_on(self) -> None:
         assert self._partition is not None

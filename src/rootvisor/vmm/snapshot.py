@@ -99,10 +99,11 @@ def _read_memory(folder: str, ram: GuestRam, stopped: Callable[[], bool]) -> Non
         size = os.fstat(fd).st_size
         if size != len(ram.view):
             raise MachineError(f"{path} has {size} bytes, the guest's memory {len(ram.view)}")
-        view = ram.view
         for start, end in _data(fd, size):
+            # From file to file: pages that nobody has touched yet need no place in this process for that.
+            os.lseek(ram.fd, start, os.SEEK_SET)
             while start < end and not stopped():
-                count = os.preadv(fd, [view[start : min(end, start + _PIECE)]], start)
+                count = os.sendfile(ram.fd, fd, start, min(end - start, _PIECE))
                 if not count:
                     raise MachineError(f"{path} became shorter while it was read")
                 start += count

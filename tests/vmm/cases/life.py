@@ -88,7 +88,10 @@ def test_pause_stops_the_guest_and_its_clock(job: Job) -> None:
         gap = float(guest.hears("gap"))
         ran = time.monotonic() - started - pause
         guest.ends()
-        print("note", f"{pause:.1f} s of pause: the guest's clock jumped by {gap:.3f} s at most, it ran {ran:.1f} s")
+        print(
+            "note",
+            f"{pause:.1f} s of pause: the guest's clock jumped by {gap:.3f} s at most, it ran {ran:.1f} s",
+        )
         assert gap <= ran, "no clock goes on for longer than its guest runs"
 
 
