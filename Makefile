@@ -49,6 +49,7 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz, guests u
 	ROOTVISOR_KVM_TESTS="tests/kvm/test_guest_timers.py tests/kvm/test_guest_time.py tests/kvm/test_guest_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
+	ROOTVISOR_HARDWARE_KILLS=50 $(VENV)/bin/pytest --timeout 14400 tests/integration/test_hardware_suite.py
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	ROOTVISOR_SOAK=1 $(VENV)/bin/pytest tests/peers
 	ROOTVISOR_PEER_MACHINES=microvm ROOTVISOR_PEER_KERNELS=mshv ROOTVISOR_PEER_VPS=1 ROOTVISOR_PEER_BOOTS=50 \

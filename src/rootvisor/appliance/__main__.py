@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from . import ApplianceError, ApplianceKernel, Request, run
+from . import ApplianceError, ApplianceKernel, Request, hardware, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--qemu-arg", metavar="ARG", action="append", default=[], help="one more word for QEMU"
     )
+    parser.add_argument(
+        "--device",
+        metavar="KIND[,path=FILE]",
+        action="append",
+        default=[],
+        help=f"an emulated PCI device behind an IOMMU: {', '.join(hardware.KINDS)}",
+    )
     parser.add_argument("command", nargs="+", metavar="CMD")
     options = parser.parse_args(arguments)
     if bool(options.kernel) != bool(options.modules):
@@ -38,6 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.kernel
         else None
     )
+    devices = tuple(
+        hardware.EmulatedDevice(kind, path.removeprefix("path=") or None)
+        for kind, _, path in (text.partition(",") for text in options.device)
+    )
+    words, kernel_args, modules = hardware.for_request(devices)
     try:
         return run(
             Request(
@@ -50,8 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
                 cpus=options.cpus,
                 timeout=options.timeout,
                 ready_timeout=options.ready_timeout,
-                qemu_args=options.qemu_arg,
-                kernel_args=options.append.split(),
+                qemu_args=[*words, *options.qemu_arg],
+                kernel_args=[*kernel_args, *options.append.split()],
+                modules=modules,
                 kernel=kernel,
                 console_fd=2 if options.console else None,
             )

@@ -13,6 +13,7 @@ from rootvisor.files import virtiofsd
 
 from . import children, command_lines, guest
 from .errors import ApplianceError
+from .hardware import SCREEN_PORT
 from .host_tsc import TscMeasurement
 from .request import ApplianceKernel, Request
 from .sockets import memory_file, served_connection
@@ -23,14 +24,16 @@ from .tools import Tools, processors
 class Emulator:
     """A context manager: entering it starts the processes, leaving it ends them and closes every socket.
 
-    ``console``, ``qmp`` and ``control`` are our ends of QEMU's sockets. ``streams`` are those of the program's standard
-    input, output and error, or twice the one of its terminal. ``qemu_words`` and ``server_words`` are pipes with what
-    QEMU resp. each file server prints; a pipe ends with its process. Raises :class:`ApplianceError`: cannot start.
+    ``console``, ``qmp``, ``control`` and ``screen`` are our ends of QEMU's sockets. ``streams`` are those of the
+    program's standard input, output and error, or twice the one of its terminal. ``qemu_words`` and ``server_words``
+    are pipes with what QEMU resp. each file server prints; a pipe ends with its process. Raises
+    :class:`ApplianceError`: cannot start.
     """
 
     console: socket.socket
     qmp: socket.socket
     control: socket.socket
+    screen: socket.socket | None = None
     streams: list[socket.socket]
     qemu: subprocess.Popen[bytes]
     qemu_words: int
@@ -81,6 +84,8 @@ class Emulator:
                 stream, ports[name] = self._pair()
                 self.streams.append(stream)
         self.control, ports[CONTROL_PORT] = self._pair()
+        if request.picture is not None:
+            self.screen, ports[SCREEN_PORT] = self._pair()
         size = window_size(request.streams[1])
         ramdisk = memory_file(
             "rootvisor-ramdisk", *guest.ramdisk(request, self._kernel.modules, folders, size)

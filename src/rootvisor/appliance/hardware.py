@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 #: The modules that hand devices out, and what the kernel has to be told for it.
 MODULES = ("vfio_iommu_type1", "vfio-pci")
 KERNEL_ARGS = ("intel_iommu=on",)
+#: The program inside asks here for a picture of the display: a line "picture", answered by "done" or "error WORDS".
+SCREEN_PORT = "rootvisor.screen"
 #: The first device number on bus 0 that QEMU's own devices leave free.
 _FIRST_DEVICE = 0x10
 LIMIT = 15
@@ -46,9 +48,19 @@ class EmulatedDevice:
     path: str | None = None
 
 
+def display_id(devices: tuple[EmulatedDevice, ...]) -> str | None:
+    """QEMU's name of the first display, if there is one."""
+    return next((f"hardware{number}" for number, one in enumerate(devices) if one.kind == "display"), None)
+
+
 def address(number: int) -> str:
     """Where device ``number`` (from 0) is found inside the appliance, as sysfs writes it."""
     return f"0000:00:{_FIRST_DEVICE + number:02x}.0"
+
+
+def for_request(devices: tuple[EmulatedDevice, ...]) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:
+    """``qemu_args``, ``kernel_args`` and ``modules`` of a :class:`Request` for an appliance with these devices."""
+    return (qemu_arguments(devices), KERNEL_ARGS, MODULES) if devices else ([], (), ())
 
 
 def qemu_arguments(devices: tuple[EmulatedDevice, ...]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -33,18 +34,25 @@ class Qmp:
         self._partial = b""
         self._replies = 0
         self._asked = 0
+        self._waiting: dict[int, Callable[[str], None]] = {}
         self._send("qmp_capabilities")
 
-    def _send(self, command: str) -> None:
+    def _send(self, command: str, **arguments: object) -> None:
         self._asked += 1
+        request = {"execute": command, "arguments": arguments}
         try:
-            self._socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
         except OSError:
             pass  # QEMU is gone, which its process tells
 
     def sync(self) -> None:
         """Ask something harmless: when :attr:`idle` is true again, QEMU's main loop has come round."""
         self._send("query-status")
+
+    def picture(self, display: str, path: str, done: Callable[[str], None]) -> None:
+        """Have QEMU write what a display shows to a PNG file; ``done`` gets an empty string, or what went wrong."""
+        self._send("screendump", filename=path, device=display, format="png")
+        self._waiting[self._asked] = done
 
     @property
     def idle(self) -> bool:
@@ -62,6 +70,9 @@ class Qmp:
                 continue
             if "return" in message or "error" in message:
                 self._replies += 1
+                waiting = self._waiting.pop(self._replies, None)
+                if waiting is not None:
+                    waiting(str(message.get("error", {}).get("desc", "")))
                 continue
             details = message.get("data", {})
             if message.get("event") == "SHUTDOWN":

@@ -33,6 +33,7 @@ class Request:
     that count as death while the appliance starts. ``qemu_args`` and ``kernel_args`` are added to the two
     command lines (emulated devices, for instance); ``modules`` are loaded beside those that the appliance needs
     itself. ``kernel``: None for the distribution's stock kernel.
+    ``picture``: (QEMU's id of a display, PNG file): written when the program asks on the port ``hardware.SCREEN_PORT``.
     ``console_fd``: a copy of what the appliance's kernel prints, for developers.
     """
 
@@ -51,6 +52,7 @@ class Request:
     kernel_args: Sequence[str] = ()
     kernel: ApplianceKernel | None = None
     console_fd: int | None = None
+    picture: tuple[str, str] | None = None
 
     def validate(self) -> None:
         """Raise :class:`ApplianceError` for a request that cannot be carried out."""

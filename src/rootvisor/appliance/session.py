@@ -34,7 +34,7 @@ _GRACE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.005
 
-_Event = Literal["console", "qmp", "control", "signal", "qemu", "virtiofsd"]
+_Event = Literal["console", "qmp", "control", "screen", "signal", "qemu", "virtiofsd"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Session:
         self._watch(emulator.console, "console")
         self._watch(emulator.qmp, "qmp")
         self._watch(emulator.control, "control")
+        if emulator.screen is not None:
+            self._watch(emulator.screen, "screen")
         self._watch(emulator.qemu_words, "qemu")
         for words in emulator.server_words:
             self._watch(words, "virtiofsd")
@@ -139,6 +141,8 @@ class Session:
             self._on_control(data)
             if self._error is not None and self._status is not None:
                 return self._died(self._error, hopeless=True)
+        elif event == "screen":
+            self._on_screen(data)
         elif event == "qmp":
             self._on_qmp(data)
             if self._stopped is not None and self._status is None:
@@ -212,6 +216,17 @@ class Session:
                 self._error = rest
             elif word == "exit" and rest.strip().isdigit():
                 self._status = int(rest) & 0xFF
+
+    def _on_screen(self, data: bytes) -> None:
+        screen, picture = self._emulator.screen, self._request.picture
+        if screen is None or picture is None or b"\n" not in data:
+            return
+
+        def answer(problem: str) -> None:
+            with contextlib.suppress(OSError):
+                screen.send((f"error {problem}\n" if problem else "done\n").encode(), socket.MSG_DONTWAIT)
+
+        self._qmp.picture(*picture, answer)
 
     def _begin(self) -> None:
         """The inner program is being started: the init has opened the port for its output. From here on the caller's

@@ -62,13 +62,15 @@ class AcpiConfig:
     ``mmio64``: what the host bridge decodes, None for none. ``serial``: (port, ISA IRQ) of a 16550, or None.
     ``rtc``: an MC146818 at port 0x70. ``pic``: there is a pair of 8259s as well. ``reserved``:
     further MMIO ranges of the board. ``hotplug``: (GPE block's port, hot plug registers' port) where functions come
-    and go on bus 0 (:mod:`.acpi_hotplug`), or None.
+    and go on bus 0 (:mod:`.acpi_hotplug`), or None. ``interrupt_pins``: (device on bus 0, pin from 1, GSI) of functions
+    that interrupt by a level-triggered, active-low line.
     """
 
     __slots__ = (
         "apic_ids",
         "ecam",
         "hotplug",
+        "interrupt_pins",
         "io_window",
         "ioapic_gpa",
         "ioapic_id",
@@ -109,6 +111,7 @@ class AcpiConfig:
         pic: bool = True,
         hotplug: tuple[int, int] | None = None,
         reserved: Sequence[tuple[int, int]] = (),
+        interrupt_pins: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.apic_ids = tuple(apic_ids)
         self.ioapic_id = ioapic_id
@@ -129,6 +132,7 @@ class AcpiConfig:
         self.pic = pic
         self.hotplug = hotplug
         self.reserved = tuple(reserved)
+        self.interrupt_pins = tuple(interrupt_pins)
 
 
 def build_acpi(config: AcpiConfig, gpa: int) -> bytes:
@@ -309,7 +313,17 @@ def _host_bridge(config: AcpiConfig) -> bytes:
         # competes.
         aml.method("_OSC", 4, aml.RETURN_ARG3),
         acpi_hotplug.slots(config.hotplug[1]) if config.hotplug is not None else b"",
+        _interrupt_routing(config.interrupt_pins),
     )
+
+
+def _interrupt_routing(pins: Sequence[tuple[int, int, int]]) -> bytes:
+    """_PRT (ACPI 6.4, 6.2.13): all functions of a device, its pin from 0, no link device, the GSI."""
+    entries = [
+        aml.package(*(aml.integer(value) for value in (device << 16 | 0xFFFF, pin - 1, 0, gsi)))
+        for device, pin, gsi in pins
+    ]
+    return aml.name("_PRT", aml.package(*entries)) if entries else b""
 
 
 def _board(config: AcpiConfig) -> bytes:

@@ -40,6 +40,7 @@ _EXAMPLES = (
         "The root partition alone, with the distribution's own kernel (no /dev/mshv) and four processors",
         "rootvisor demo --kernel stock --vps 4",
     ),
+    ("The root partition with devices of its own: disk and network card", "rootvisor demo hardware"),
 )
 _STATUSES = (
     ("0", "all the evidence is there"),
@@ -78,9 +79,13 @@ _NEXT = (
 @engine_option()
 @json_option
 @debug_option
+@click.argument("what", type=click.Choice(["guest", "hardware"]), default="guest", metavar="[guest|hardware]")
 @click.pass_context
-def demo(ctx: click.Context, /, kernel: str, vps: int, engine: str, as_json: bool) -> int:
+def demo(ctx: click.Context, /, what: str, kernel: str, vps: int, engine: str, as_json: bool) -> int:
     """Boot Linux as the root partition of the Microsoft hypervisor, boot a guest in it, and show the evidence.
+
+    With `hardware`, the root partition works an NVMe disk and a network card by itself instead; the appliance
+    emulates them behind an IOMMU.
 
     The guest is started by `rootvisor vmm` and uses a disk, a network and shared files. The first time a kernel with
     /dev/mshv is built (a few minutes, shown as it goes); from then on the demo takes about a minute.
@@ -89,6 +94,8 @@ def demo(ctx: click.Context, /, kernel: str, vps: int, engine: str, as_json: boo
     options = RunOptions(
         kernel=kernel, vps=vps, memory_bytes=_MEMORY_BYTES, engine=engine, timeout_s=_TIMEOUT_S, debug=debug
     )
+    if what == "hardware":
+        return _hardware(options, as_json)
     result = _boot(options)
     found = findings(result["sections"], vps, kernel)
     expected = result.pop("expected")
@@ -98,6 +105,26 @@ def demo(ctx: click.Context, /, kernel: str, vps: int, engine: str, as_json: boo
     else:
         show(result, found, in_guest)
     return 0 if all(finding.ok for finding in found + in_guest) else _MISSING_EVIDENCE
+
+
+def _hardware(options: RunOptions, as_json: bool) -> int:
+    from rootvisor.cli import demo_hardware
+
+    outcome = demo_hardware.show_hardware(options)
+    ok = all(finding.ok for finding in outcome.findings)
+    if as_json:
+        print_json(
+            {
+                "ok": ok,
+                "evidence": _as_json(outcome.findings),
+                "wall_s": round(outcome.seconds, 3),
+                "report": outcome.report,
+            }
+        )
+    else:
+        _show_findings("Devices that belong to the root partition", outcome.findings)
+        demo_hardware.show(outcome)
+    return 0 if ok else _MISSING_EVIDENCE
 
 
 def _boot(options: RunOptions) -> dict[str, Any]:
@@ -124,11 +151,7 @@ def _boot(options: RunOptions) -> dict[str, Any]:
         else:
             demo, expected = prepare_guest(folder, image)
             write_document(folder, demo)
-        progress(f"booting {image.name} {image.version} with {options.vps} VPs, engine {plan.engine.name}")
-        started = time.monotonic()
-        status, output = _run(plan, progress)
-        seconds = time.monotonic() - started
-        progress.clear()
+        status, output, seconds = _timed(plan, progress)
         if status:
             raise UserError(
                 f"the root partition ended with status {status} before it showed everything",
@@ -147,6 +170,26 @@ def _boot(options: RunOptions) -> dict[str, Any]:
             "sections": sections,
             "expected": expected,
         }
+
+
+def boot_and_listen(
+    options: RunOptions, folder: Path, progress: Progress
+) -> tuple[int, bytes, dict[str, Any], float, RunPlan]:
+    """Boot with a report in `folder`: exit status, output, report, seconds, and what was run."""
+    from rootvisor.cli.prepare import Standard, prepare
+
+    plan = prepare(options, progress=progress, standard=Standard(False, False))
+    status, output, seconds = _timed(plan, progress)
+    return status, output, _read_report(folder / "report.json"), seconds, plan
+
+
+def _timed(plan: RunPlan, progress: Progress) -> tuple[int, bytes, float]:
+    image, vps = plan.description.kernel, plan.description.vps
+    progress(f"booting {image.name} {image.version} with {vps} VPs, engine {plan.engine.name}")
+    started = time.monotonic()
+    status, output = _run(plan, progress)
+    progress.clear()
+    return status, output, time.monotonic() - started
 
 
 def _run(plan: RunPlan, progress: Progress) -> tuple[int, bytes]:

@@ -82,6 +82,7 @@ class RunOptions:
     role: str = "root"
     hardware: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
+    screenshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class RunDescription:
     role: str = "root"
     assigned: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
+    screen_port: str | None = None
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -146,6 +148,7 @@ class RunDescription:
             "disks": [{"path": disk.path, "readonly": disk.readonly} for disk in self.disks],
             "devices": list(self.devices),
             "assigned": list(self.assigned),
+            "screen_port": self.screen_port,
             "scheduler": self.scheduler,
             "trace": self.trace,
             "timeout_s": self.timeout_s,

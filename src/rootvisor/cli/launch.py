@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rootvisor import kernels
 from rootvisor.cli import module_archive
@@ -153,6 +152,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _in_appliance(plan: RunPlan, streams: Streams) -> int:
     """Run the machine in the appliance."""
     from rootvisor.appliance import ApplianceError, Request, run
+    from rootvisor.appliance.hardware import display_id, for_request
 
     description = plan.description
     for disk in description.disks:
@@ -169,6 +169,7 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             writable.append(str(folder))
         path = _write(folder / "description", encode(own))
         timeout = None if own.timeout_s is None else own.timeout_s + _TIMEOUT_MARGIN_S
+        words_for_qemu, kernel_args, modules = for_request(plan.emulated)
         request = Request(
             argv=inner_argv(path, plan.debug),
             cwd=_folder_or_root(),
@@ -178,7 +179,10 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             writable=writable,
             memory_mib=(own.memory_bytes >> 20) + _APPLIANCE_MEMORY_MIB,
             timeout=timeout,
-            **_hardware(plan),
+            qemu_args=words_for_qemu,
+            kernel_args=kernel_args,
+            modules=modules,
+            picture=None if plan.screenshot is None else (display_id(plan.emulated) or "", plan.screenshot),
         )
         try:
             return run(request)
@@ -186,19 +190,6 @@ def _in_appliance(plan: RunPlan, streams: Streams) -> int:
             raise UserError(str(error)) from error
         finally:
             _collect(results)
-
-
-def _hardware(plan: RunPlan) -> dict[str, Any]:
-    """What the appliance needs for emulated devices: QEMU's words, its kernel's, and modules."""
-    from rootvisor.appliance import hardware
-
-    if not plan.emulated:
-        return {}
-    return {
-        "qemu_args": hardware.qemu_arguments(plan.emulated),
-        "kernel_args": hardware.KERNEL_ARGS,
-        "modules": hardware.MODULES,
-    }
 
 
 def _redirect_outputs(description: RunDescription, folder: Path) -> tuple[RunDescription, dict[Path, str]]:

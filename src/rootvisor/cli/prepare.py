@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from rootvisor.appliance.hardware import EmulatedDevice
+from rootvisor.appliance.hardware import SCREEN_PORT, EmulatedDevice, display_id
 from rootvisor.boot.multiboot import is_multiboot
 from rootvisor.cli.description import CommandRequest, Disk, RunDescription, RunOptions
 from rootvisor.cli.engine import EngineChoice, choose_engine
@@ -78,6 +78,7 @@ class RunPlan:
     agent: bool
     debug: bool
     emulated: tuple[EmulatedDevice, ...] = ()
+    screenshot: str | None = None
 
 
 def prepare(
@@ -117,6 +118,11 @@ def prepare(
         console_log = _writable_file("--console", console_log)
     engine = choose_engine(options.engine)
     hardware = place(options.hardware, engine.name)
+    screenshot = _writable_file("--screenshot", options.screenshot)
+    if screenshot is not None and display_id(hardware.emulated) is None:
+        raise usage_error("--screenshot shows an emulated display", "add --device emulated:display")
+    if screenshot is not None and options.command is None:
+        raise usage_error("--screenshot is taken at the end of CMD", "give a command")
     file_server = None if rootfs_path is None else _file_server(rootfs_path, engine.name)
     kernel = choose_kernel(options.kernel, progress=progress, build=build, bare_metal=options.role == "guest")
     if build and engine.name == "appliance":  # which boots this one: it is fetched before anything is started
@@ -147,9 +153,17 @@ def prepare(
         role=options.role,
         assigned=hardware.addresses,
         hide=options.hide,
+        screen_port=None if screenshot is None else SCREEN_PORT,
     )
     agent = options.initrd is None and not bare_metal
-    return RunPlan(engine, description, agent=agent, debug=options.debug, emulated=hardware.emulated)
+    return RunPlan(
+        engine,
+        description,
+        agent=agent,
+        debug=options.debug,
+        emulated=hardware.emulated,
+        screenshot=screenshot,
+    )
 
 
 def _for_role(options: RunOptions, bare_metal: bool) -> RunOptions:

@@ -127,6 +127,12 @@ _EXAMPLES = (
     "in the appliance emulated:nvme,path=FILE, emulated:nic, emulated:display; may be given several times.",
 )
 @option(
+    "--screenshot",
+    group=_DEVICES,
+    type=types.FILE,
+    help="With --device emulated:display: save what the root shows there at the end of CMD, as PNG.",
+)
+@option(
     "--devices",
     group=_DEVICES,
     type=types.DEVICES,

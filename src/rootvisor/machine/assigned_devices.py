@@ -8,6 +8,7 @@ import sys
 from ..vfio.binding import Binding
 from ..vfio.container import Container
 from ..vfio.device import VfioDevice
+from ..vfio.fault_log import FaultLog
 from ..vfio.host_device import find, obstacle
 from ..vfio.pci_function import AssignedFunction
 
@@ -26,12 +27,14 @@ class AssignedDevices:
     :class:`VfioError`; what was taken goes back then.
     """
 
-    __slots__ = ("_binding", "_container", "_functions")
+    __slots__ = ("_binding", "_computer", "_container", "_faults", "_functions")
 
     def __init__(self, computer: Computer, addresses: list[str]) -> None:
         self._binding: Binding | None = None
         self._container: Container | None = None
         self._functions: list[AssignedFunction] = []
+        self._computer = computer
+        self._faults = FaultLog(addresses)
         try:
             self._take(computer, [find(address) for address in addresses])
         except BaseException:
@@ -59,11 +62,24 @@ class AssignedDevices:
             self._functions.append(function)
             computer.add_function(function)
 
+    @property
+    def fault_fd(self) -> int:
+        """Readable when DMA may have been refused: :meth:`report_faults`. -1 where the host does not tell."""
+        return self._faults.fd
+
+    def report_faults(self) -> None:
+        """Says which device wanted to reach what."""
+        for fault in self._faults.read():
+            verb = "write to" if fault.write else "read"
+            what = _what_lies_at(self._computer, fault.iova)
+            _report(f"DMA of {fault.device} was refused: it wanted to {verb} {fault.iova:#x}, {what}")
+
     def close(self) -> None:
         """Resets the devices and gives them back to their drivers. The partition does not run any more."""
         for function in self._functions:
             function.close()
         self._functions.clear()
+        self._faults.close()
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -74,6 +90,15 @@ class AssignedDevices:
 
 def _report(problem: str) -> None:
     sys.stderr.write(f"rootvisor: {problem}\n")
+
+
+def _what_lies_at(computer: Computer, gpa: int) -> str:
+    layout = computer.layout
+    if 0 <= gpa - layout.owned_gpa < layout.owned_pages * _PAGE:
+        return "a page of the hypervisor"
+    if any(0 <= gpa - region.gpa < region.size for region in computer.partition.memory.regions):
+        return "memory of the root partition"
+    return "where no memory is"
 
 
 def _dma_ranges(computer: Computer) -> list[tuple[int, int, int]]:

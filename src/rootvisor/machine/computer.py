@@ -28,7 +28,7 @@ from ..kvm.memory import SharedMemory
 from ..pci.ecam import Ecam
 from ..pci.root import PciRoot
 from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
-from .pci_platform import PartitionPlatform, pci_device_id
+from .pci_platform import PartitionPlatform, line_gsi, pci_device_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,6 +227,11 @@ class Computer:
             mmio32=memory_map.MMIO32,
             mmio64=self.layout.mmio64,
             serial=COM1,
+            interrupt_pins=[
+                (bdf >> 3, function.interrupt_pin, line_gsi(bdf, function.interrupt_pin))
+                for bdf, function in self.pci.functions.items()
+                if function.interrupt_pin
+            ],
         )
 
     def close(self) -> None:

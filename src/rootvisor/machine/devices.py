@@ -22,12 +22,12 @@ ROOTFS_TAG = "root"
 class Devices:
     """Everything plugged into the computer; :meth:`close` stops the threads and servers behind it."""
 
-    __slots__ = ("_assigned", "_functions", "_partition", "_servers", "console")
+    __slots__ = ("_functions", "_partition", "_servers", "assigned", "console")
 
     def __init__(self, computer: Computer, description: dict[str, Any], consoles: Consoles) -> None:
         self._functions: list[VirtioPciFunction] = []
         self._servers: list[FileServer] = []
-        self._assigned: AssignedDevices | None = None
+        self.assigned: AssignedDevices | None = None
         self._partition = computer.partition
         self.console: Console | None = None
         wanted = description["devices"]
@@ -58,7 +58,7 @@ class Devices:
             if description.get("assigned"):
                 from .assigned_devices import AssignedDevices
 
-                self._assigned = AssignedDevices(computer, description["assigned"])
+                self.assigned = AssignedDevices(computer, description["assigned"])
         except BaseException:
             self.close()
             raise
@@ -80,9 +80,9 @@ class Devices:
 
     def close(self) -> None:
         """Devices first, then the servers they talk to."""
-        if self._assigned is not None:
-            self._assigned.close()
-            self._assigned = None
+        if self.assigned is not None:
+            self.assigned.close()
+            self.assigned = None
         for function in self._functions:
             function.close()
         for server in self._servers:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
+#: How long the appliance may take to save a picture.
+_PICTURE_MS = 20_000
 #: A computing Python thread holds every exit back for this long (the default is 5 ms).
 _SWITCH_INTERVAL_S = 1e-4
 #: How often an unfinished line of the serial port is written, and writes that did not exit are looked for.
@@ -155,6 +157,10 @@ class Machine:
         for fd in (consoles.control_read, consoles.log):
             if fd >= 0:
                 waiting.register(fd, POLLIN)
+        assigned = self._devices.assigned if self._devices is not None else None
+        fault_fd = assigned.fault_fd if assigned is not None else -1
+        if fault_fd >= 0:
+            waiting.register(fault_fd, POLLIN)
         window = self._devices.console if self._devices is not None else None
         self._operator.begin(waiting, partition, computer.power, window, self._agent_ready)
         partition.start()
@@ -174,6 +180,8 @@ class Machine:
                     consoles.read_control(self._agent_said)
                 elif fd == consoles.log:
                     consoles.read_log()
+                elif assigned is not None and fd == fault_fd:
+                    assigned.report_faults()
                 else:
                     self._operator.handle(fd)
             computer.serial.flush()
@@ -207,10 +215,36 @@ class Machine:
         elif word == "exit":
             try:
                 self._command_status = int(rest) & 0xFF
+                self._take_picture()
             except ValueError:
                 self._agent_error = f"unexpected words from the agent: {line}"
         elif word == "error":
             self._agent_error = rest
+
+    def _take_picture(self) -> None:
+        """Has the appliance save what the root's display shows; its devices are reset when the run ends."""
+        port = self.description.get("screen_port")
+        if port is None:
+            return
+        try:
+            fd = os.open(_port_device(port), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"picture\n")
+                waiting = poll()
+                waiting.register(fd, POLLIN)
+                answer = (
+                    os.read(fd, 4096).decode("utf-8", "replace")
+                    if waiting.poll(_PICTURE_MS)
+                    else "error no answer"
+                )
+            finally:
+                os.close(fd)
+        except OSError as error:
+            answer = f"error {error.strerror}"
+        if answer.startswith("error"):
+            sys.stderr.write(
+                f"rootvisor: no picture of the display: {answer.removeprefix('error').strip()}\n"
+            )
 
     def _agent_ready(self) -> bool:
         return self._consoles.agent and bool(self._user_space_at)
@@ -294,6 +328,19 @@ class Machine:
         if self._log_file >= 0:
             os.close(self._log_file)
         self._operator.close()
+
+
+def _port_device(name: str) -> str:
+    """The device of the virtio port with this name: nobody in the appliance makes links for them."""
+    folder = "/sys/class/virtio-ports"
+    for entry in os.listdir(folder):
+        try:
+            with open(f"{folder}/{entry}/name", encoding="utf-8") as file:
+                if file.read().strip() == name:
+                    return f"/dev/{entry}"
+        except OSError:
+            continue
+    raise FileNotFoundError(2, f"there is no port {name}")
 
 
 def _since_start() -> float:

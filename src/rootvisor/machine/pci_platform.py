@@ -14,9 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..bus.address_space import GuestMemory, MmioSpace, PortSpace
     from ..hypervisor.computer_partition import ComputerPartition
+    from ..kvm.vm import Vm
 
 #: GSIs below are IO-APIC pins.
 _FIRST_ROUTE = 24
+#: Its upper pins are for INTx.
+_FIRST_LINE, _LINES = 16, 8
 #: Memory slots from here on show devices' memory; those of RAM and configuration space come before.
 _FIRST_DEVICE_SLOT = 32
 
@@ -106,6 +109,32 @@ class RemappedVector:
             self._fd = -1
 
 
+class InterruptLine:
+    """An INTx line into the I/O APIC: ``raised`` signals it, ``lowered`` is signalled at the partition's EOI."""
+
+    __slots__ = ("_gsi", "_vm", "lowered", "raised")
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+        self.raised = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.lowered = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        vm.irqfd(self.raised, gsi, resample=self.lowered)
+
+    def close(self) -> None:
+        """The line is nobody's any more."""
+        if self.raised >= 0:
+            self._vm.irqfd(self.raised, self._gsi, False, self.lowered)
+            os.close(self.raised)
+            os.close(self.lowered)
+            self.raised = self.lowered = -1
+
+
+def line_gsi(bdf: int, pin: int) -> int:
+    """The I/O APIC pin of a function's INTx pin (from 1), eight for all of them, as bridges swizzle."""
+    return _FIRST_LINE + ((bdf >> 3) + pin - 1) % _LINES
+
+
 class PartitionPlatform:
     """The :class:`rootvisor.pci.platform.PciPlatform` of a partition."""
 
@@ -159,6 +188,10 @@ class PartitionPlatform:
             zones.add(gpa, size)
         else:
             zones.remove(gpa, size)
+
+    def interrupt_line(self, bdf: int, pin: int) -> InterruptLine:
+        """The INTx line of function ``bdf``."""
+        return InterruptLine(self.partition.vm, line_gsi(bdf, pin))
 
     def map_device_memory(self, gpa: int, size: int, address: int) -> int:
         """Shows memory of a device in the partition."""

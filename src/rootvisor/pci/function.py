@@ -17,7 +17,7 @@ _DECODING_END = reg.BAR_0 + 4 * reg.BAR_COUNT
 
 
 class PciFunction:
-    """One function with a type 0 header and no INTx pin.
+    """One function with a type 0 header; without an INTx pin, unless a subclass gives it one.
 
     Arguments:
         class_code: base class, subclass and programming interface, 24 bits.
@@ -62,6 +62,11 @@ class PciFunction:
     def command(self) -> int:
         """The command register."""
         return self.config.get(reg.COMMAND, 2)
+
+    @property
+    def interrupt_pin(self) -> int:
+        """Its INTx pin, from 1; 0 for none."""
+        return self.config.get(reg.INTERRUPT_PIN, 1)
 
     def add_bar(
         self, index: int, size: int, *, io: bool = False, wide: bool = False, prefetchable: bool = False

@@ -179,10 +179,14 @@ def _block_numbers(folder: str) -> dict[str, str]:
     """``major:minor`` and name of the disks below a device, of their partitions, and of what is built on those."""
     numbers: dict[str, str] = {}
     waiting = []
-    for path, names, _files in os.walk(folder):  # links are not followed: only what is the device's own
-        if os.path.basename(path) == "block":
-            waiting += [os.path.join(path, name) for name in names]
-        names[:] = [name for name in names if name != "iommu_group"]
+    controllers = []
+    for path, _names, _files in os.walk(folder):  # links are not followed: only what is the device's own
+        kind = _class_of(path)
+        if kind == "block":
+            waiting.append(path)
+        elif kind == "nvme":
+            controllers.append(os.path.basename(path))
+    waiting += _shared_namespaces(folder, controllers)
     while waiting:
         disk = waiting.pop()
         try:
@@ -199,6 +203,28 @@ def _block_numbers(folder: str) -> dict[str, str]:
         if os.path.isdir(holders):
             waiting += [os.path.join(holders, name) for name in os.listdir(holders)]
     return numbers
+
+
+def _class_of(path: str) -> str:
+    try:
+        return os.path.basename(os.readlink(f"{path}/subsystem"))
+    except OSError:
+        return ""
+
+
+def _shared_namespaces(folder: str, controllers: list[str]) -> list[str]:
+    """Disks of NVMe subsystems to which these controllers lead: with multipath they are no children of the device."""
+    subsystems = os.path.normpath(f"{folder}/../../../../class/nvme-subsystem")
+    found = []
+    try:
+        for subsystem in os.listdir(subsystems):
+            path = f"{subsystems}/{subsystem}"
+            names = os.listdir(path)
+            if any(name in names for name in controllers):
+                found += [f"{path}/{name}" for name in names if _class_of(f"{path}/{name}") == "block"]
+    except OSError:
+        pass
+    return found
 
 
 def _number_of(path: str) -> str:

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
             """Undoes :meth:`map_device_memory`."""
             ...
 
+        def interrupt_line(self, bdf: int, pin: int) -> InterruptLine:
+            """The line of INTx pin ``pin`` (from 1) of a function."""
+            ...
+
+    class InterruptLine(Protocol):
+        """A level-triggered line: one eventfd raises it, another is signalled when the partition has dealt with it."""
+
+        raised: int
+        lowered: int
+
+        def close(self) -> None:
+            """Takes the line away."""
+            ...
+
 
 _PAGE = 4096
 _CONVENTIONAL = 256
@@ -80,6 +94,8 @@ class AssignedFunction(PciFunction):
         self._msi = 0
         self._msi_vector: MsiVector | None = None
         self._msi_live = False
+        self._line: InterruptLine | None = None
+        self._line_used = False
         for offset, size in (
             (reg.VENDOR_ID, 4),
             (reg.COMMAND, 2),
@@ -93,6 +109,9 @@ class AssignedFunction(PciFunction):
         ):
             self._own(offset, size)
         self.config.set(reg.SUBSYSTEM_VENDOR_ID, 4, read(reg.SUBSYSTEM_VENDOR_ID, 4))
+        pin = read(reg.INTERRUPT_PIN, 1)
+        if 1 <= pin <= 4 and device.irq_count(abi.IRQ_INTX)[0]:
+            self.config.set(reg.INTERRUPT_PIN, 1, pin)
         self._add_bars()
         self._walk_capabilities()
         self._walk_extended()
@@ -263,10 +282,13 @@ class AssignedFunction(PciFunction):
 
     # --- interrupts ---------------------------------------------------------------------------------------------------
     def attach(self, root: PciRoot, bdf: int) -> None:
-        """As any function; and its one MSI gets a vector."""
+        """As any function; and its one MSI gets a vector, its pin a line."""
         super().attach(root, bdf)
         if self._msi:
             self._msi_vector = self._platform.msi_vector(bdf)
+        if self.interrupt_pin:
+            self._line = self._platform.interrupt_line(bdf, self.interrupt_pin)
+            self._update_line()
 
     def _msix_vector_is_live(self, index: int, vector: MsiVector) -> None:
         """The driver unmasked a vector: the device shall signal it. Later masks are the eventfd's matter."""
@@ -276,6 +298,7 @@ class AssignedFunction(PciFunction):
         if index >= count:
             return
         self._connected.add(index)
+        self._update_line()  # a device has interrupts of one kind only
         eventfds = self._eventfds
         eventfds[index] = vector.eventfd()
         try:
@@ -294,6 +317,23 @@ class AssignedFunction(PciFunction):
         if self.msix is not None and self._connected and not self.msix.enabled:
             self._connected.clear()
             self.device.disconnect(abi.IRQ_MSIX)
+            self._update_line()
+
+    def _update_line(self) -> None:
+        """The pin is used while no messages are."""
+        line = self._line
+        wanted = line is not None and not self._connected and not self._msi_live
+        if line is None or wanted == self._line_used:
+            return
+        self._line_used = wanted
+        if not wanted:
+            self.device.disconnect(abi.IRQ_INTX)
+            return
+        try:
+            self.device.connect(abi.IRQ_INTX, 0, [line.raised])
+            self.device.connect_unmask(abi.IRQ_INTX, line.lowered)
+        except VfioError as error:
+            self._report(str(error))
 
     def _update_msi(self) -> None:
         vector = self._msi_vector
@@ -311,12 +351,14 @@ class AssignedFunction(PciFunction):
             self._msi_live = live
             vector.mask(not live)
             if live:
+                self._update_line()
                 try:
                     self.device.connect(abi.IRQ_MSI, 0, [vector.eventfd()])
                 except VfioError as error:
                     self._report(str(error))
             else:
                 self.device.disconnect(abi.IRQ_MSI)
+                self._update_line()
 
     # --- memory -------------------------------------------------------------------------------------------------------
     def bar_moved(self, bar: Bar) -> None:
@@ -339,6 +381,7 @@ class AssignedFunction(PciFunction):
         self._connected.clear()
         self.device.disconnect(abi.IRQ_MSIX)
         self._update_msi()
+        self._update_line()
         self.device.reset()
         self.device.write(abi.REGION_CONFIG, reg.COMMAND, 2, self._command_of_device(0))
 
@@ -350,6 +393,10 @@ class AssignedFunction(PciFunction):
         """Interrupts off, memory out of the partition, the device back to VFIO."""
         self.device.disconnect(abi.IRQ_MSIX)
         self.device.disconnect(abi.IRQ_MSI)
+        if self._line is not None:
+            self.device.disconnect(abi.IRQ_INTX)
+            self._line.close()
+            self._line = None
         for handles in self._mapped.values():
             for handle in handles:
                 self._platform.unmap_device_memory(handle)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import socket
 
 from rootvisor.appliance.qmp import PortOpened, Qmp, Shutdown
@@ -38,3 +39,24 @@ def test_sync_gone_qemu_is_silent() -> None:
     theirs.close()
     with ours:
         Qmp(ours).sync()
+
+
+def test_a_picture_is_asked_for_and_its_answer_told_in_its_turn() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        qmp = Qmp(ours)
+        said: list[str] = []
+        qmp.picture("hardware0", "/tmp/a b.png", said.append)
+        qmp.sync()
+        asked = [json.loads(line) for line in theirs.recv(4000).splitlines()]
+        assert asked[1] == {
+            "execute": "screendump",
+            "arguments": {"filename": "/tmp/a b.png", "device": "hardware0", "format": "png"},
+        }
+        qmp.received(b'{"return": {}}\n')
+        assert said == []
+        qmp.received(b'{"return": {}}\n{"return": {}}\n')
+        assert said == [""] and qmp.idle
+        qmp.picture("hardware0", "/x", said.append)
+        qmp.received(b'{"error": {"class": "GenericError", "desc": "no such device"}}\n')
+        assert said == ["", "no such device"]

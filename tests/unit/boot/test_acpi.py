@@ -19,6 +19,7 @@ FULL = AcpiConfig(
     mmio32=(0xC0000000, 0x3EC00000),
     mmio64=(1 << 38, 1 << 36),
     reserved=[(0xFED00000, 0x1000), (1 << 40, 1 << 20)],
+    interrupt_pins=[(4, 1, 20), (31, 4, 18)],
 )
 SMALL = AcpiConfig(apic_ids=[0], serial=None, rtc=False)
 
@@ -82,6 +83,12 @@ def test_fadt_offers_reset_register_but_no_keyboard_controller() -> None:
 
 def test_s5_package_is_what_linux_writes_to_pm1_control() -> None:
     assert b"\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00" in tables(FULL)["DSDT"]
+
+
+def test_interrupt_pins_have_routes_only_where_there_are_some() -> None:
+    route = b"\x12\x0b\x04\x0c\xff\xff\x04\x00\x00\x00\x0a\x14"  # device 4, pin A, GSI 20
+    assert route in tables(FULL)["DSDT"]
+    assert b"_PRT" not in tables(SMALL)["DSDT"]
 
 
 def test_unaligned_block_is_refused() -> None:

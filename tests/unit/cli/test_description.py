@@ -52,6 +52,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "disks": [{"path": "/d.img", "readonly": True}],
         "devices": ["console", "rng", "fs", "disk"],
         "assigned": [],
+        "screen_port": None,
         "scheduler": "hypervisor",
         "trace": None,
         "timeout_s": 2.5,

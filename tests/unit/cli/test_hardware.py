@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rootvisor.appliance import hardware as emulated
 from rootvisor.appliance.hardware import EmulatedDevice
 from rootvisor.cli import devices, hardware
+from rootvisor.cli.app import run
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.pci_names import PciNames
 from rootvisor.vfio import host_device
@@ -168,3 +169,39 @@ def test_names_come_from_the_list_or_are_numbers(tmp_path: Path) -> None:
     )
     assert PciNames(()).class_name(0x010802) == "Mass storage controller"
     assert PciNames(()).class_name(0xFE0000) == "Class fe00"
+
+
+# --- the display ------------------------------------------------------------------------------------------------------
+def test_the_first_display_is_the_one_that_is_shown() -> None:
+    assert emulated.display_id((EmulatedDevice("nic"), EmulatedDevice("display"))) == "hardware1"
+    assert emulated.display_id((EmulatedDevice("nic"),)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--screenshot", "a.png", "--", "true"],
+            "--screenshot shows an emulated display; add --device emulated:display",
+        ),
+        (
+            ["--device", "emulated:display", "--screenshot", "a.png"],
+            "--screenshot is taken at the end of CMD; give a command",
+        ),
+        (
+            ["--device", "emulated:display", "--screenshot", "/no/where/a.png", "--", "true"],
+            "the folder /no/where is not there; create it first",
+        ),
+        (
+            ["--as", "guest", "--device", "emulated:nic", "--", "true"],
+            "--device gives physical devices to a root partition",
+        ),
+        (["--device", "emulated:floppy", "--", "true"], "'floppy' is no emulated device; choose from nvme"),
+    ],
+)
+def test_wrong_options_of_run_are_one_line(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", "--engine", "appliance", "--dry-run", *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0]

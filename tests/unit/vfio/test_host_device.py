@@ -104,10 +104,29 @@ def test_others_of_the_group_with_drivers_stand_in_the_way_bridges_and_vfio_do_n
 
 
 def disk(folder: Path, name: str, number: str) -> Path:
-    path = folder / "nvme/nvme0" / "block" / name
+    path = folder / "nvme/nvme0" / name
     path.mkdir(parents=True)
+    (path / "subsystem").symlink_to("../../../../../class/block")
     (path / "dev").write_text(number + "\n")
     return path
+
+
+def test_a_disk_with_several_ways_to_it_hangs_on_each_of_its_controllers(host: FakeHost) -> None:
+    controller = host.add(NIC, driver="nvme", class_code=0x010802) / "nvme/nvme3"
+    controller.mkdir(parents=True)
+    (controller / "subsystem").symlink_to("../../../../../class/nvme")
+    for name, members in (("nvme-subsys0", ("nvme0",)), ("nvme-subsys1", ("nvme3", "nvme4"))):
+        subsystem = host.root / "sys/class/nvme-subsystem" / name
+        drive = subsystem / f"nvme{name[-1]}n1"
+        drive.mkdir(parents=True)
+        (drive / "subsystem").symlink_to("../../../block")
+        (drive / "dev").write_text(f"259:{name[-1]}\n")
+        for member in members:
+            (subsystem / member).mkdir()
+    (host.proc / "self/mountinfo").write_text("29 1 259:0 / /other rw - ext4 /dev/x rw\n")
+    assert problem(host) is None
+    (host.proc / "self/mountinfo").write_text("29 1 259:1 / /home rw - ext4 /dev/x rw\n")
+    assert "nvme1n1 is mounted at /home" in str(problem(host))
 
 
 @pytest.mark.parametrize("where", ["disk", "partition", "holder"])

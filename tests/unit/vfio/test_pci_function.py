@@ -44,6 +44,7 @@ class FakeDevice:
         self.regions = [Region(0, 0, False, False, []) for _ in range(8)]
         self.regions[0] = Region(bar_bytes, 0, True, True, [(0, bar_bytes)] if bar_bytes >= 4096 else [])
         self.regions[abi.REGION_CONFIG] = Region(4096, 1 << 40, True, True, [])
+        self.unmask = -1
         self.connected: dict[tuple[int, int], int] = {}
         self.resets = 0
         self.closed = False
@@ -74,6 +75,9 @@ class FakeDevice:
             if fd >= 0:
                 self.connected[index, number] = fd
 
+    def connect_unmask(self, index: int, eventfd: int) -> None:
+        self.unmask = eventfd
+
     def disconnect(self, index: int) -> None:
         self.connected = {key: fd for key, fd in self.connected.items() if key[0] != index}
 
@@ -85,11 +89,25 @@ class FakeDevice:
         self.closed = True
 
 
+class Line:
+    raised, lowered = 100, 101
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class DevicePlatform(Platform):
     def __init__(self) -> None:
         super().__init__()
         self.shown: dict[int, tuple[int, int, int]] = {}
         self.handle = 0
+        self.lines: list[tuple[int, int, Line]] = []
+
+    def interrupt_line(self, bdf: int, pin: int) -> Line:
+        line = Line()
+        self.lines.append((bdf, pin, line))
+        return line
 
     def map_device_memory(self, gpa: int, size: int, address: int) -> int:
         for base, length, _ in self.shown.values():
@@ -320,3 +338,33 @@ def test_random_accesses_raise_nothing_and_map_nothing_outside_the_window() -> N
         for gpa, length, _ in one.platform.shown.values():
             assert MMIO[0] <= gpa and gpa + length <= MMIO[0] + MMIO[1]
         assert one.device.config(reg.COMMAND, 2) & 3 == 3
+
+
+def with_pin() -> Assigned:
+    device = FakeDevice()
+    device.space[reg.INTERRUPT_PIN] = 2
+    return Assigned(device)
+
+
+def test_a_pin_has_a_line_while_no_messages_are_on() -> None:
+    one = with_pin()
+    ((bdf, pin, line),) = one.platform.lines
+    assert (bdf, pin, one.function.interrupt_pin) == (4 << 3, 2, 2)
+    assert one.device.connected == {(abi.IRQ_INTX, 0): 100} and one.device.unmask == 101
+    one.enable()
+    one.function.config_write(MSIX + 2, 2, reg.MSIX_CONTROL_ENABLE)
+    unmask(one, 0, 1)
+    assert list(one.device.connected) == [(abi.IRQ_MSIX, 0)], "one kind at a time"
+    one.function.config_write(MSIX + 2, 2, 0)
+    assert list(one.device.connected) == [(abi.IRQ_INTX, 0)]
+    one.function.config_write(MSI + 2, 2, 1)
+    assert list(one.device.connected) == [(abi.IRQ_MSI, 0)]
+    one.function.reset()
+    assert list(one.device.connected) == [(abi.IRQ_INTX, 0)]
+    one.function.close()
+    assert line.closed and not one.device.connected
+
+
+def test_without_a_pin_there_is_no_line() -> None:
+    one = Assigned()
+    assert not one.platform.lines and one.function.interrupt_pin == 0
