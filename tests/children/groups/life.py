@@ -248,3 +248,13 @@ def test_sixteen_partitions_at_once(mshv: Mshv) -> None:
     finally:
         for guest in guests:
             guest.close()
+
+
+def test_examples_of_the_manual_do_what_they_say(mshv: Mshv) -> None:
+    """Each opens the device itself."""
+    page = f"{os.path.dirname(os.path.abspath(__file__))}/../../../docs/use/mshv.md"
+    with open(page, encoding="utf-8") as file:
+        examples = [piece.partition("```")[0] for piece in file.read().split("```python\n")[1:]]
+    check(len(examples), 4)
+    for example in examples:
+        exec(compile(example, page, "exec"), {"__name__": "example"})
