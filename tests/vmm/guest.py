@@ -80,6 +80,8 @@ class Guest:
             words += ["--serial", "tty"]
         if api:
             words += ["--api-socket", f"path={self.socket}"]
+        self.events = f"{self.name}.events"
+        words += ["--event-monitor", f"path={self.events}"]
         self.started = time.monotonic()
         self.times: dict[str, float] = {}
         self._spawn(["vmm", *words])
@@ -125,7 +127,7 @@ class Guest:
         for fd in (self.input, self._output, self._error):
             if fd >= 0:
                 os.close(fd)
-        for name in (self.socket, self.initramfs):
+        for name in (self.socket, self.initramfs, self.events):
             if os.path.exists(name):
                 os.unlink(name)
 
@@ -188,7 +190,11 @@ class Guest:
         """An error that shows where the guest was."""
         tail = self.text[-1500:].decode("utf-8", "replace")
         errors = self.errors[-1500:].decode("utf-8", "replace")
-        return GuestError(f"{reason}\n--- console\n{tail}\n--- VMM\n{errors}")
+        events = ""
+        if os.path.exists(self.events):
+            with open(self.events, encoding="utf-8", errors="replace") as file:
+                events = file.read()[-1500:]
+        return GuestError(f"{reason}\n--- console\n{tail}\n--- VMM\n{errors}\n--- events\n{events}")
 
     # --- the process ------------------------------------------------------------------------------------------------
     def ends(self, status: int = 0, seconds: float = PATIENCE_S) -> None:

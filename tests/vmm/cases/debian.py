@@ -186,6 +186,7 @@ def _iperf3_server(debian: Job) -> Iterator[str]:
     os.makedirs(folder, exist_ok=True)
     _run("mount", "-o", "ro,loop", debian["image"], folder)
     try:
+        _run("mount", "-t", "tmpfs", "tmpfs", f"{folder}/tmp")  # for the file that it sends from
         server = subprocess.Popen(
             ["chroot", folder, "iperf3", "--server", "--bind", debian["root_address"]],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_ENVIRONMENT,
@@ -196,7 +197,7 @@ def _iperf3_server(debian: Job) -> Iterator[str]:
             server.kill()
             server.wait()
     finally:
-        _run("umount", folder)
+        _run("umount", "--recursive", folder)
 
 
 def _private(path: str, flags: int) -> int:

@@ -23,7 +23,7 @@ def _url(job: Job) -> str:
 def test_net_fetches_a_page_from_the_root(job: Job) -> None:
     work = f"""\
 network
-sum=$(timeout 100 wget -q -O - {_url(job)} | md5sum); echo "guest: page ${{sum%% *}}"
+sum=$(timeout {PATIENCE_S:.0f} wget -q -O - {_url(job)} | md5sum); echo "guest: page ${{sum%% *}}"
 read -r mac </sys/class/net/eth0/address; echo "guest: mac $mac"
 """
     with Guest(job, work, "--net", "mac=52:54:00:aa:bb:cc", kernel="mshv-elf") as guest:
