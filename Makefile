@@ -44,10 +44,11 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz, guests u
 	ROOTVISOR_KVM_TESTS="tests/kvm/test_fuzz.py tests/kvm/test_guest_fuzz.py tests/kvm/test_partition_fuzz.py \
 	    tests/kvm/test_root_partition.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
-	ROOTVISOR_SOAK=1 ROOTVISOR_GUEST_EXPIRIES=1000000 ROOTVISOR_GUEST_HAMMER=300 \
-	ROOTVISOR_GUEST_LOAD=1800 ROOTVISOR_GUEST_LOAD_HIDDEN=180 \
-	ROOTVISOR_KVM_TESTS="tests/kvm/test_guest_timers.py tests/kvm/test_guest_time.py tests/kvm/test_guest_partition.py" \
+	ROOTVISOR_GUEST_EXPIRIES=1000000 ROOTVISOR_GUEST_HAMMER=300 \
+	ROOTVISOR_KVM_TESTS="tests/kvm/test_guest_timers.py tests/kvm/test_guest_time.py" \
 	    $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
+	ROOTVISOR_SOAK=1 ROOTVISOR_GUEST_LOAD=1800 ROOTVISOR_GUEST_LOAD_HIDDEN=180 \
+	ROOTVISOR_KVM_TESTS=tests/kvm/test_guest_partition.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
 	ROOTVISOR_HARDWARE_KILLS=50 $(VENV)/bin/pytest --timeout 14400 tests/integration/test_hardware_suite.py
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
