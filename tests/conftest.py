@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one failure that is known and not understood, told as an expected failure when it is that and nothing else.
+
+About one boot in two hundred in the appliance, the mshv kernel finds ambient capabilities in PID 1's credentials,
+refuses every init, and panics before user space; under QEMU -accel kvm, without our hypervisor, boots have ended in the
+same panic (docs/develop/testing.md). It shows as XFAIL in the summary, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+_WARNING = "security/commoncap.c:928 at cap_bprm_creds_from_file"
+_PANIC = "Kernel panic - not syncing: No working init found"
+REASON = "the mshv kernel's panic before user space that is not understood: docs/develop/testing.md"
+
+
+def is_known_panic(text: str) -> bool:
+    """Whether a failure shows that panic: the warning about PID 1, and what becomes of it."""
+    return _WARNING in text and _PANIC in text
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Turns its report into one of an expected failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and is_known_panic(f"{report.longrepr}{report.sections}"):
+        report.outcome = "skipped"
+        report.wasxfail = f"reason: {REASON}"
