@@ -144,7 +144,11 @@ gone() {{ tries=0; while [ -e "$1" ] && [ $tries -lt 300 ]; do tries=$((tries + 
 echo "guest: ready"
 for round in 1 2; do
     await /dev/vda
-    sum=$(md5sum /dev/vda); echo "guest: sum ${{sum%% *}}"
+    tries=0
+    until [ "$(cat /sys/block/vda/size)" = 2048 ] || [ $tries -ge 300 ]; do
+        tries=$((tries + 1)); usleep 100000
+    done
+    sum=$(md5sum /dev/vda 2>&1); echo "guest: sum ${{sum%% *}}"
     gone /dev/vda
     echo "guest: gone disk"
 done
@@ -158,7 +162,8 @@ echo "guest: gone net"
         for _ in range(2):
             added = guest.calls("PUT", "vm.add-disk", {"path": path, "image_type": "Raw", "id": "extra"})
             assert added["id"] == "extra", added
-            assert guest.hears("sum") == wanted
+            heard = guest.hears("sum")
+            assert heard == wanted, f"{heard} instead of {wanted}"
             guest.calls("PUT", "vm.remove-device", {"id": "extra"})
             # Whether the guest has let go by now or not: never two of one name.
             guest.calls("PUT", "vm.pause")
