@@ -195,22 +195,16 @@ done
 """
 
 
+def with_disk(script: str) -> list[str]:
+    """The command of a root partition that has the disk, and runs a script."""
+    options = ["--memory", "256M", "--timeout", str(DEADLINE_S), "--device", f"pci:{NVME}"]
+    return [*RUN, *options, "--", "sh", "-c", script]
+
+
 def test_a_killed_hypervisor_gives_the_disk_back_with_all_that_was_flushed(nvme: Path) -> None:
     for turn in range(int(os.environ.get("ROOTVISOR_HARDWARE_KILLS", "2"))):
         process = subprocess.Popen(
-            [
-                *RUN,
-                "--memory",
-                "256M",
-                "--timeout",
-                str(DEADLINE_S),
-                "--device",
-                f"pci:{NVME}",
-                "--",
-                "sh",
-                "-c",
-                WRITER,
-            ],
+            with_disk(WRITER),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -264,19 +258,7 @@ def test_what_cannot_be_given_is_one_line_with_the_reason(nvme: Path) -> None:
 def test_a_device_of_another_run_is_refused_and_stays_with_it(nvme: Path) -> None:
     del nvme
     process = subprocess.Popen(
-        [
-            *RUN,
-            "--memory",
-            "256M",
-            "--timeout",
-            str(DEADLINE_S),
-            "--device",
-            f"pci:{NVME}",
-            "--",
-            "sh",
-            "-c",
-            "echo up; read x",
-        ],
+        with_disk("echo up; read x"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

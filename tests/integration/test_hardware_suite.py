@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +22,8 @@ from rootvisor import kernels
 from rootvisor.appliance import check
 from tests.hardware.draw import COLOURS, HEIGHT, WIDTH
 from tests.hardware.png import pixels
+from tests.integration.inner_suite import PROJECT, run_suite
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 3600
 SENT = random.Random(1).randbytes(4 << 20)
 
@@ -78,31 +76,11 @@ def test_hardware_suite_passes_with_emulated_devices(
         f"--junitxml={results / 'results.xml'}",
         *os.environ.get("ROOTVISOR_HARDWARE_TESTS", "tests/hardware").split(),
     ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(PROJECT / "src"),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
+    variables = {
         "ROOTVISOR_HARDWARE_PORT": str(echo),
         "ROOTVISOR_HARDWARE_SHA256": hashlib.sha256(SENT).hexdigest(),
     }
-    with capfd.disabled():
-        print(flush=True)
-        process = subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            status = process.wait(DEADLINE_S + 60)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-    report = results / "results.xml"
-    assert report.exists(), f"the inner run left no report (status {status})"
-    suite = ET.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    ran = int(suite.get("tests", "0")) - int(suite.get("skipped", "0"))
-    assert status == 0, f"{suite.get('failures')} failures and {suite.get('errors')} errors in {ran} tests"
+    ran = run_suite(command, results / "results.xml", variables, DEADLINE_S, capfd)
     assert ran >= (1 if "ROOTVISOR_HARDWARE_TESTS" in os.environ else 7)
 
 

@@ -7,19 +7,16 @@ ROOTVISOR_KVM_TESTS names files or folders to run instead of all of tests/kvm.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from rootvisor import kernels
 from rootvisor.appliance import check
+from tests.integration.inner_suite import run_suite
 from tests.kvm.conftest import unusable
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 7200
 APPLIANCE_MEMORY_MIB = 4096
 
@@ -47,32 +44,6 @@ def test_kvm_suite_passes_on_a_real_kvm(tmp_path: Path, capfd: pytest.CaptureFix
     problems = check() if unusable() else []
     if problems:
         pytest.skip(f"neither KVM nor the appliance works here: {[str(one) for one in problems]}")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(PROJECT / "src"),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "ROOTVISOR_KVM_REQUIRED": "1",
-    }
-    with capfd.disabled():
-        print(flush=True)
-        process = subprocess.Popen(
-            suite_command(tmp_path),
-            cwd=PROJECT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(DEADLINE_S + 60)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-    report = tmp_path / "results.xml"
-    assert report.exists(), f"the inner run left no report (status {status})"
-    suite = ET.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    ran = int(suite.get("tests", "0")) - int(suite.get("skipped", "0"))
-    assert status == 0, f"{suite.get('failures')} failures and {suite.get('errors')} errors in {ran} tests"
+    variables = {"ROOTVISOR_KVM_REQUIRED": "1"}
+    ran = run_suite(suite_command(tmp_path), tmp_path / "results.xml", variables, DEADLINE_S, capfd)
     assert ran > 0, "no test ran"

@@ -21,22 +21,21 @@ LIMIT = 15
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A model: the words of QEMU's ``-device``, what it is, and whether it needs an image file."""
+    """A model: its name for QEMU's ``-device``, what is behind it, and whether it needs an image file."""
 
     model: str
-    what: str
     backend: str = ""
     needs_path: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS: dict[str, Kind] = {
-    "nvme": Kind("nvme", "an NVMe disk", "drive", needs_path=True),
-    "nic": Kind("e1000e", "an Intel 82574L network card", "netdev"),
-    "display": Kind("bochs-display", "a display adapter"),
+    "nvme": Kind("nvme", "drive", needs_path=True),
+    "nic": Kind("e1000e", "netdev"),
+    "display": Kind("bochs-display"),
     "dma": Kind(
-        "edu", "QEMU's teaching device, whose DMA a program aims", settings={"dma_mask": "0xffffffffffffffff"}
-    ),
+        "edu", settings={"dma_mask": "0xffffffffffffffff"}
+    ),  # QEMU\'s teaching device, whose DMA a program aims
 }
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from .busybox import APPLETS
 from .cpio import CpioWriter
 from .errors import InitramfsError
 from .modules import ModuleTree
+from .whole_file import write_whole
 
 STREAM_PORTS = ("rootvisor.stdin", "rootvisor.stdout", "rootvisor.stderr")
 """Names of the virtio ports that carry the command's streams."""
@@ -196,16 +196,7 @@ def _keep(path: str, content: bytes) -> None:
         pass
     directory = os.path.dirname(path)
     os.makedirs(directory, exist_ok=True)
-    # Another run may be writing the same file; each replaces it whole.
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".base-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, content)
 
 
 def _prune(directory: str, path: str) -> None:

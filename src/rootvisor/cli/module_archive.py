@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 
+from rootvisor.boot.whole_file import write_whole
 from rootvisor.cli import archived_modules
 from rootvisor.cli.paths import cache_dir, source_root
 
@@ -42,7 +42,7 @@ def find_or_write() -> Path | None:
             os.utime(target)
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        _write(target, marshal.dumps({"key": archived_modules.key(), "modules": _modules(sources)}))
+        write_whole(str(target), marshal.dumps({"key": archived_modules.key(), "modules": _modules(sources)}))
         _prune(folder)
     except (OSError, ValueError):
         return None
@@ -71,19 +71,6 @@ def _modules(sources: dict[str, Path]) -> dict[str, tuple[bool, str, bytes]]:
         code = SourceFileLoader(name, str(path)).get_code(name)
         found[name] = (path.name == "__init__.py", str(path), marshal.dumps(code))
     return found
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Whole or not at all: another run may be writing the same file."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".modules-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _prune(folder: Path) -> None:

@@ -22,7 +22,6 @@ DEVICE_GET_IRQ_INFO = 0x3B6D
 DEVICE_SET_IRQS = 0x3B6E
 DEVICE_RESET = 0x3B6F
 IOMMU_MAP_DMA = 0x3B71
-IOMMU_UNMAP_DMA = 0x3B72
 
 #: u32 argsz, flags.
 GROUP_STATUS = struct.Struct("<II")
@@ -35,8 +34,6 @@ DEVICE_IS_PCI = 1 << 1
 
 #: u32 argsz, flags, index, capability offset; u64 size, offset in the device's file.
 REGION_INFO = struct.Struct("<IIIIQQ")
-REGION_READ = 1 << 0
-REGION_WRITE = 1 << 1
 REGION_MMAP = 1 << 2
 REGION_CAPABILITIES = 1 << 3
 #: u16 id, version; u32 offset of the next one.
@@ -63,11 +60,8 @@ SET_ACTION_TRIGGER = 1 << 5
 MAP_DMA = struct.Struct("<IIQQQ")
 MAP_READ = 1 << 0
 MAP_WRITE = 1 << 1
-#: u32 argsz, flags; u64 IO virtual address, size.
-UNMAP_DMA = struct.Struct("<IIQQ")
 
 # --- regions and interrupts of a PCI device -------------------------------------------------------------------------
-REGION_ROM = 6
 REGION_CONFIG = 7
 IRQ_INTX = 0
 IRQ_MSI = 1

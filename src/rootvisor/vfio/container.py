@@ -82,19 +82,6 @@ class Container:
                 f"devices cannot be given {size >> 20} MiB of memory: {reason(error)}", mend
             ) from error
 
-    def unmap(self, iova: int, size: int) -> None:
-        """Takes a range back that was mapped by one or several whole calls of :meth:`map`."""
-        try:
-            ioctl(
-                self._fd,
-                abi.IOMMU_UNMAP_DMA,
-                bytearray(abi.UNMAP_DMA.pack(abi.UNMAP_DMA.size, 0, iova, size)),
-            )
-        except OSError as error:
-            raise VfioError(
-                f"devices keep {size >> 10} KiB at {iova:#x}: {reason(error)}", "end the run"
-            ) from error
-
     def close(self) -> None:
         """Gives the groups back; their devices are closed."""
         for fd in self._groups.values():

@@ -22,15 +22,11 @@ class Region:
     ``mappable`` are its parts (offset, size), whole pages, that can be mapped into a partition.
     """
 
-    __slots__ = ("mappable", "offset", "readable", "size", "writable")
+    __slots__ = ("mappable", "offset", "size")
 
-    def __init__(
-        self, size: int, offset: int, readable: bool, writable: bool, mappable: list[tuple[int, int]]
-    ) -> None:
+    def __init__(self, size: int, offset: int, mappable: list[tuple[int, int]]) -> None:
         self.size = size
         self.offset = offset
-        self.readable = readable
-        self.writable = writable
         self.mappable = mappable
 
 
@@ -82,7 +78,7 @@ class VfioDevice:
         try:
             ioctl(self.fd, abi.DEVICE_GET_REGION_INFO, info)
         except OSError:  # a device has no such region
-            return Region(0, 0, False, False, [])
+            return Region(0, 0, [])
         _, flags, _, capability, size, offset = abi.REGION_INFO.unpack_from(info)
         mappable = [(0, size)] if flags & abi.REGION_MMAP and size >= _PAGE else []
         while mappable and flags & abi.REGION_CAPABILITIES and 0 < capability <= _INFO_BYTES - 16:
@@ -93,7 +89,7 @@ class VfioDevice:
                 count = min(count, (_INFO_BYTES - at) // abi.SPARSE_AREA.size)
                 mappable = [abi.SPARSE_AREA.unpack_from(info, at + 16 * n) for n in range(count)]
             capability = following
-        return Region(size, offset, bool(flags & abi.REGION_READ), bool(flags & abi.REGION_WRITE), mappable)
+        return Region(size, offset, mappable)
 
     # --- what the partition does ------------------------------------------------------------------------------------
     def read(self, region: int, offset: int, size: int) -> int:

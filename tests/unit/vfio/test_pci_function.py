@@ -41,9 +41,9 @@ class FakeDevice:
         struct.pack_into("<I", space, 0x140, 0x0010 | 1 << 16 | 0x180 << 20)  # SR-IOV
         struct.pack_into("<I", space, 0x180, 0x0003 | 1 << 16)  # serial number
         self.bar = bytearray(bar_bytes)
-        self.regions = [Region(0, 0, False, False, []) for _ in range(8)]
-        self.regions[0] = Region(bar_bytes, 0, True, True, [(0, bar_bytes)] if bar_bytes >= 4096 else [])
-        self.regions[abi.REGION_CONFIG] = Region(4096, 1 << 40, True, True, [])
+        self.regions = [Region(0, 0, []) for _ in range(8)]
+        self.regions[0] = Region(bar_bytes, 0, [(0, bar_bytes)] if bar_bytes >= 4096 else [])
+        self.regions[abi.REGION_CONFIG] = Region(4096, 1 << 40, [])
         self.unmask = -1
         self.connected: dict[tuple[int, int], int] = {}
         self.resets = 0

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pytest that runs in the appliance, or beside this one: its lines as they come, its outcome from its report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def run_suite(
+    command: Sequence[str],
+    report: Path,
+    variables: Mapping[str, str],
+    deadline_s: float,
+    capfd: pytest.CaptureFixture[str],
+) -> int:
+    """Runs it with more environment variables; how many tests ran and were not skipped. Fails if one of them did."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT / "src"),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
+    }
+    with capfd.disabled():
+        print(flush=True)
+        process = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            status = process.wait(deadline_s + 60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
+    assert report.exists(), f"the inner run left no report (status {status})"
+    suite = ET.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    ran = int(suite.get("tests", "0")) - int(suite.get("skipped", "0"))
+    assert status == 0, f"{suite.get('failures')} failures and {suite.get('errors')} errors in {ran} tests"
+    return ran
