@@ -44,7 +44,7 @@ def found_kernel(name: str) -> KernelImage | None:
     try:
         kernel = kernels.find(name)
     except kernels.KernelError as error:
-        raise kernel_error(error) from error
+        raise _user_error(error) from error
     return None if kernel is None else as_image(kernel)
 
 
@@ -53,10 +53,15 @@ def make_kernel(name: str, progress: Progress, refresh: bool = False) -> KernelI
 
     `UserError` when that fails.
     """
+    return as_image(cached_kernel(name, progress, refresh))
+
+
+def cached_kernel(name: str, progress: Progress, refresh: bool = False) -> kernels.Kernel:
+    """The same kernel as the cache has it."""
     try:
-        return as_image(kernels.ensure(name, progress, refresh=refresh))
+        return kernels.ensure(name, progress, refresh=refresh)
     except kernels.KernelError as error:
-        raise kernel_error(error) from error
+        raise _user_error(error) from error
 
 
 def make_from_tree(folder: str, progress: Progress) -> KernelImage:
@@ -64,7 +69,7 @@ def make_from_tree(folder: str, progress: Progress) -> KernelImage:
     try:
         return as_image(kernels.build(Path(folder).absolute(), progress))
     except kernels.KernelError as error:
-        raise kernel_error(error) from error
+        raise _user_error(error) from error
 
 
 def known_kernels() -> list[KernelImage]:
@@ -77,7 +82,7 @@ def prune_kernels(dry: bool) -> list[kernels.Removed]:
     try:
         return kernels.prune_kernels(dry=dry)
     except kernels.KernelError as error:
-        raise kernel_error(error) from error
+        raise _user_error(error) from error
 
 
 def as_image(kernel: kernels.Kernel) -> KernelImage:
@@ -91,7 +96,7 @@ def as_image(kernel: kernels.Kernel) -> KernelImage:
     )
 
 
-def kernel_error(error: kernels.KernelError) -> UserError:
+def _user_error(error: kernels.KernelError) -> UserError:
     """The same error with an exit status."""
     return UserError(error.message, error.mend)
 

@@ -11,8 +11,9 @@ import click
 
 from rootvisor.cli.errors import OWN_FAILURE, UserError
 from rootvisor.cli.help import DocumentedCommand, DocumentedGroup, debug_option, json_option, option
-from rootvisor.cli.kernel_choice import NAMES, kernel_error
+from rootvisor.cli.kernel_choice import NAMES, cached_kernel
 from rootvisor.cli.output import Progress, mark, print_json
+from rootvisor.cli.partition_options import engine_option, scheduler_option
 from rootvisor.cli.run_folder import run_folder
 from rootvisor.peers.guest import MACHINES
 
@@ -156,14 +157,7 @@ def path() -> None:
     show_default=True,
     help="What QEMU uses.",
 )
-@option(
-    "--scheduler",
-    group=_HOW,
-    type=click.Choice(["hypervisor", "root"]),
-    default="hypervisor",
-    show_default=True,
-    help="Who schedules the guest's processors.",
-)
+@scheduler_option(group=_HOW, help="Who schedules the guest's processors.")
 @option(
     "--root-vps",
     group=_HOW,
@@ -183,14 +177,7 @@ def path() -> None:
 @option(
     "--trace", group=_HOW, type=click.Path(), help="Write a trace of the hypervisor (see `rootvisor trace`)."
 )
-@option(
-    "--engine",
-    group=_HOW,
-    type=click.Choice(["auto", "kvm", "appliance"]),
-    default="auto",
-    show_default=True,
-    help="This machine's KVM, or an emulated machine that has one.",
-)
+@engine_option(group=_HOW)
 @json_option
 @debug_option
 def boot(
@@ -219,7 +206,7 @@ def boot(
     with Progress() as progress:
         qemu = _qemu(progress, False)
         guests = job.combinations(
-            [_kernel(name, progress) for name in _choices("--kernel", kernel_names, NAMES)],
+            [cached_kernel(name, progress) for name in _choices("--kernel", kernel_names, NAMES)],
             _choices("--machine", machines, MACHINES),
             _numbers("--vps", counts),
         )
@@ -401,15 +388,6 @@ def _qemu(progress: Progress, refresh: bool) -> Any:
         return ensure(progress, refresh)
     except PeerError as error:
         raise UserError(error.message, error.mend) from error
-
-
-def _kernel(name: str, progress: Progress) -> Any:
-    from rootvisor import kernels
-
-    try:
-        return kernels.ensure(name, progress)
-    except kernels.KernelError as error:
-        raise kernel_error(error) from error
 
 
 def _choices(name: str, text: str, allowed: tuple[str, ...]) -> list[str]:
