@@ -182,7 +182,8 @@ def test_name_of_a_device_that_the_guest_has_not_let_go_is_refused(guest: Guest,
     count = len(os.listdir("/proc/self/fd"))
     with pytest.raises(MachineError, match="more: the guest has not let go"):
         plug_disk(guest.devices, disk(empty(tmp_path / "other"), "more"))
-    assert guest.devices.plugged["more"] is one and len(os.listdir("/proc/self/fd")) == count
+    assert guest.devices.plugged["more"] is one
+    assert len(os.listdir("/proc/self/fd")) <= count  # less: a worker of an earlier test has ended meanwhile
     guest.board.platform.ports.write(memory_map.PCI_HOTPLUG + 8, 4, 1 << (one.bdf >> 3))
     plug_disk(guest.devices, disk(empty(tmp_path / "more"), "more"))
 
