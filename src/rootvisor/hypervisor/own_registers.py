@@ -8,7 +8,6 @@ activity) and VTLs have no name here.
 
 from __future__ import annotations
 
-from struct import Struct
 from time import clock_gettime_ns
 
 from ..kvm import abi
@@ -16,7 +15,8 @@ from ..kvm.errors import KvmError
 from ..tlfs import registers as names
 from ..tlfs import status
 from . import synthetic_registers, vp_registers
-from .errors import GeneralProtection, HvError
+from .errors import HvError
+from .register_elements import read_each, write_each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from .guest_vp import GuestVp
 
-_VALUE = Struct("<QQ").pack_into
-_SET_ELEMENT = Struct("<I12xQQ").unpack_from
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 _DIRTY = abi.RUN_DIRTY_REGS // 8
 #: The parent's: not a guest's to see.
@@ -84,52 +82,40 @@ def _of_processor(name: int) -> bool:
     return vp_registers.exists(name) and name not in _PARENTS
 
 
-def read_many(vp: GuestVp, wanted: memoryview, output: memoryview, start: int, count: int) -> int:
+def read_many(vp: GuestVp, wanted: memoryview, output: memoryview, start: int, count: int) -> None:
     """``wanted[start:count]`` to their places in ``output``, 16 bytes each. INVALID_PARAMETER, with the number done."""
     vp.notice_init()
     parked = _Parked(vp)
-    index = start
-    try:
-        for index in range(start, count):
-            name = wanted[index]
-            special = _special(vp, name)
-            if special is not None:
-                value = special[0]()
-            elif _of_processor(name):
-                value = vp_registers.get(parked, name)  # type: ignore[arg-type]
-            else:
-                value = synthetic_registers.get(vp, name)
-            _VALUE(output, index * 16, value & _MASK64, value >> 64)
-    except HvError as error:
-        error.reps = index
-        raise
-    return count
+
+    def read(name: int) -> int:
+        special = _special(vp, name)
+        if special is not None:
+            return special[0]()
+        if _of_processor(name):
+            return vp_registers.get(parked, name)  # type: ignore[arg-type]
+        return synthetic_registers.get(vp, name)
+
+    read_each(wanted, output, start, count, read)
 
 
-def write_many(vp: GuestVp, elements: memoryview, start: int, count: int) -> int:
+def write_many(vp: GuestVp, elements: memoryview, start: int, count: int) -> None:
     """Elements of 32 bytes (name, value at 16) in order. INVALID_PARAMETER, INVALID_REGISTER_VALUE, with the number
     done; what KVM does not take is as it was."""
     vp.notice_init()
     parked = _Parked(vp)
-    index = start
-    try:
-        for index in range(start, count):
-            name, low, high = _SET_ELEMENT(elements, index * 32)
-            special = _special(vp, name)
-            if special is not None:
-                special[1](low)
-            elif name in _READ_ONLY:
-                raise HvError(status.INVALID_PARAMETER)
-            elif _of_processor(name):
-                _write(parked, vp, name, low | high << 64)
-            else:
-                synthetic_registers.set(vp, name, low)
-    except HvError as error:
-        error.reps = index
-        raise
-    except GeneralProtection:
-        raise HvError(status.INVALID_REGISTER_VALUE, index) from None
-    return count
+
+    def write(name: int, value: int) -> None:
+        special = _special(vp, name)
+        if special is not None:
+            special[1](value & _MASK64)
+        elif name in _READ_ONLY:
+            raise HvError(status.INVALID_PARAMETER)
+        elif _of_processor(name):
+            _write(parked, vp, name, value)
+        else:
+            synthetic_registers.set(vp, name, value)
+
+    write_each(elements, start, count, write)
 
 
 def _write(parked: _Parked, vp: GuestVp, name: int, value: int) -> None:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from struct import Struct
-
 from ...kvm import abi
 from ...tlfs import hypercalls, privileges, registers, status, translation
 from .. import own_registers, page_walk, register_page, synthetic_registers, vp_registers
-from ..errors import GeneralProtection, HvError
+from ..errors import HvError
 from ..hypercall_table import TABLE
+from ..register_elements import read_each, write_each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from ..guest_vp import GuestVp
     from ..vp import VirtualProcessor
 
-_VALUE = Struct("<QQ").pack_into
-_SET_ELEMENT = Struct("<I12xQQ").unpack_from
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 _CPL = abi.SYNC_SREGS_AT + abi.SREGS_SS + abi.SEGMENT_DPL
 
@@ -93,14 +90,7 @@ def get_vp_registers(
     if own is not None:
         _by_its_thread(own, vp, lambda: own_registers.read_many(own, names, output, start, count))
         return count
-    index = start
-    try:
-        for index in range(start, count):
-            value = synthetic_registers.get(vp, names[index])
-            _VALUE(output, index * 16, value & _MASK64, value >> 64)
-    except HvError as error:
-        error.reps = index
-        raise
+    read_each(names, output, start, count, lambda name: synthetic_registers.get(vp, name))
     return count
 
 
@@ -133,16 +123,7 @@ def set_vp_registers(
     if own is not None:
         _by_its_thread(own, vp, lambda: own_registers.write_many(own, elements, start, count))
         return count
-    index = start
-    try:
-        for index in range(start, count):
-            name, low, _high = _SET_ELEMENT(elements, index * 32)
-            synthetic_registers.set(vp, name, low)
-    except HvError as error:
-        error.reps = index
-        raise
-    except GeneralProtection:
-        raise HvError(status.INVALID_REGISTER_VALUE, index) from None
+    write_each(elements, start, count, lambda name, value: synthetic_registers.set(vp, name, value))
     return count
 
 
