@@ -23,9 +23,13 @@ RUN = (*_RUN, "--engine", "kvm")
 def run_root(
     arguments: Sequence[str], *, stdin: bytes = b"", timeout_s: float = DEADLINE_S, engine: str = "kvm"
 ) -> subprocess.CompletedProcess[bytes]:
-    """``rootvisor run`` on this machine's KVM, or with another engine; its process group is killed when the deadline
-    passes."""
+    """``rootvisor run`` on this machine's KVM, or with another engine."""
     command = [*_RUN, "--engine", engine, "--timeout", str(timeout_s), *arguments]
+    return run_group(command, stdin, timeout_s + 60)
+
+
+def run_group(command: Sequence[str], stdin: bytes, deadline_s: float) -> subprocess.CompletedProcess[bytes]:
+    """A command in a process group of its own, which is killed, and the test failed, when the deadline passes."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -34,7 +38,7 @@ def run_root(
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(stdin, timeout=timeout_s + 60)
+        out, err = process.communicate(stdin, timeout=deadline_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()

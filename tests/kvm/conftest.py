@@ -17,7 +17,8 @@ import pytest
 
 from rootvisor.kvm import abi
 from rootvisor.kvm.system import Kvm
-from tests.kvm.guest import Guest
+from tests.kvm.child import Driver
+from tests.kvm.guest import Guest, driven
 from tests.kvm.ordinary import Ordinary
 
 _APIC_ENABLED = 1 << 11
@@ -88,38 +89,29 @@ def resting_machine(usable_kvm: None) -> Iterator[None]:
 
 @pytest.fixture
 def guest(usable_kvm: None) -> Iterator[Guest]:
-    """One VP, hypercalls enabled."""
-    with Guest() as made:
-        made.enable_hypercalls()
-        yield made
-        assert made.partition.defect is None
+    """A root partition with one VP."""
+    yield from driven(Guest())
 
 
 @pytest.fixture
 def guest2(usable_kvm: None) -> Iterator[Guest]:
-    """Two VPs, both running the agent, announced as a kernel does."""
-    with Guest(vps=2) as made:
-        made.enable_hypercalls()
-        made.announce(1)
-        made.start_vp(1)
-        yield made
-        assert made.partition.defect is None
+    """One with two VPs, announced as a kernel does."""
+    yield from driven(Guest(vps=2))
 
 
 @pytest.fixture
 def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
-    """A guest partition with one VP, hypercalls enabled."""
-    with Ordinary() as made:
-        made.enable_hypercalls()
-        yield made
-        assert made.partition.defect is None
+    """A guest partition with one VP."""
+    yield from driven(Ordinary())
 
 
 @pytest.fixture
 def ordinary2(usable_kvm: None) -> Iterator[Ordinary]:
-    """One with two VPs, both running the agent."""
-    with Ordinary(vps=2) as made:
-        made.enable_hypercalls()
-        made.start_vp(1)
-        yield made
-        assert made.partition.defect is None
+    """One with two VPs."""
+    yield from driven(Ordinary(vps=2))
+
+
+@pytest.fixture
+def driver(guest: Guest) -> Driver:
+    """A root partition with one VP, from above its children."""
+    return Driver(guest)

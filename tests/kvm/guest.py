@@ -20,9 +20,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from rootvisor.bus.address_space import GuestMemory, MemoryRegion
 from rootvisor.hypervisor.hypercall_abi import write_page
@@ -451,3 +451,17 @@ class Guest:
         for fd in self._bell.rung:
             os.close(fd)
         self._shared.close()
+
+
+_Machine = TypeVar("_Machine", bound=Guest)
+
+
+def driven(machine: _Machine) -> Iterator[_Machine]:
+    """The machine with hypercalls enabled and the agent on every VP; its hypervisor has to be well to the end."""
+    with machine:
+        machine.enable_hypercalls()
+        for vp in range(1, len(machine.partition.vps)):
+            machine.announce(vp)
+            machine.start_vp(vp)
+        yield machine
+        assert machine.partition.defect is None

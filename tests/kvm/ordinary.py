@@ -38,6 +38,9 @@ class Ordinary(Guest):
         self.wrmsr(msrs.GUEST_OS_ID, 0x8100_0007_0003_0000)
         self.wrmsr(msrs.HYPERCALL, CALL_PAGE | 1)
 
+    def announce(self, vp: int) -> None:
+        """A guest finds its VPs as they are."""
+
     def enable_synic(self, vp: int = 0) -> Synic:
         """Message and event pages on, all SINTs masked still."""
         simp, siefp, _assist = pages(vp)

@@ -11,7 +11,6 @@ import pytest
 from rootvisor.tlfs import hypercalls, intercepts, messages, msrs, partition_properties, registers, status
 from rootvisor.tlfs import ports as tlfs
 from tests.kvm.child import KEEP, OPERANDS, PAGES, READY, Child, Driver
-from tests.kvm.guest import Guest
 
 LVT_LINT0 = 21  # index in the VP state's 44 words
 SYNIC = (
@@ -20,11 +19,6 @@ SYNIC = (
     | partition_properties.SYNTHETIC_SYNIC
     | partition_properties.SYNTHETIC_HYPERCALL_MSRS
 )
-
-
-@pytest.fixture
-def driver(guest: Guest) -> Driver:
-    return Driver(guest)
 
 
 @pytest.fixture

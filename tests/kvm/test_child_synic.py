@@ -10,7 +10,6 @@ import pytest
 from rootvisor.tlfs import messages, msrs, partition_properties, registers
 from rootvisor.tlfs import ports as tlfs
 from tests.kvm.child import KEEP, PAGES, READY, Child, Driver
-from tests.kvm.guest import Guest
 
 FEATURES = (
     partition_properties.SYNTHETIC_HYPERVISOR_PRESENT
@@ -21,11 +20,6 @@ FEATURES = (
     | partition_properties.SYNTHETIC_VP_INDEX
 )
 SIMP, SIEFP, SIRBP, ASSIST = (PAGES + 0x10000 + n * 0x1000 for n in range(4))
-
-
-@pytest.fixture
-def driver(guest: Guest) -> Driver:
-    return Driver(guest)
 
 
 @pytest.fixture

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.kvm.command import run_root
+from tests.kvm.command import run_group, run_root
 
 soak = pytest.mark.skipif(
     not os.environ.get("ROOTVISOR_SOAK"), reason="long, part of make soak: ROOTVISOR_SOAK=1 runs it"
@@ -51,23 +49,6 @@ run_case missing guest -- no-such-command
 run_case timeout guest --timeout 60 -- sleep 100000
 """
 Case = dict[str, bytes]
-
-
-def run(command: list[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(stdin, timeout=DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"{command} did not end; stderr: {err.decode(errors='replace')[-2000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def parse(output: bytes) -> dict[str, Case]:
@@ -153,12 +134,13 @@ def test_command_that_never_ends_meets_the_timeout(cases: dict[str, Case]) -> No
 
 def test_three_layers_from_outside_pass_streams_and_status(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    result = run(
+    result = run_group(
         [
             *ROOTVISOR, "guest", "--engine", "kvm", "--timeout", str(DEADLINE_S - 60), "--report", str(report),
             "--", "sh", "-c", "cat; echo low >&2; exit 7",
         ],
         b"shout\n\x00\xff",
+        DEADLINE_S,
     )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (7, b"shout\n\x00\xff", b"low\n")
     assert json.loads(report.read_text())["hypercalls"]["HVCALL_CREATE_PARTITION"] == 1
@@ -166,7 +148,7 @@ def test_three_layers_from_outside_pass_streams_and_status(tmp_path: Path) -> No
 
 @soak
 def test_demo_has_all_its_evidence() -> None:
-    result = run([*ROOTVISOR, "demo", "--engine", "kvm", "--json"])
+    result = run_group([*ROOTVISOR, "demo", "--engine", "kvm", "--json"], b"", DEADLINE_S)
     assert result.returncode == 0, result.stdout.decode(errors="replace") + result.stderr.decode(
         errors="replace"
     )

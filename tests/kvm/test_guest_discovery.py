@@ -11,6 +11,7 @@ from rootvisor.hypervisor.guest_partition import GUEST_FEATURES, GUEST_PRIVILEGE
 from rootvisor.tlfs import cpuid, msrs, privileges, status
 from rootvisor.tlfs import hypercalls as hv
 from tests.kvm import guest as g
+from tests.kvm.guest import driven
 from tests.kvm.ordinary import Ordinary
 
 row = pytest.mark.row
@@ -19,11 +20,7 @@ row = pytest.mark.row
 @pytest.fixture(scope="module")
 def ordinary() -> Iterator[Ordinary]:
     """Two VPs; these tests only look."""
-    with Ordinary(vps=2) as made:
-        made.enable_hypercalls()
-        made.start_vp(1)
-        yield made
-        assert made.partition.defect is None
+    yield from driven(Ordinary(vps=2))
 
 
 @row("CPU-01")

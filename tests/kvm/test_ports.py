@@ -24,11 +24,6 @@ BELL = UNMAPPED + 0x104
 
 
 @pytest.fixture
-def driver(guest: Guest) -> Driver:
-    return Driver(guest)
-
-
-@pytest.fixture
 def child(driver: Driver) -> Iterator[Child]:
     with Child(driver, features=FEATURES) as child:
         yield child
