@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ACPI tables of the root partition's computer: RSDP, XSDT, FADT, FACS, DSDT, MADT, MCFG.
+"""ACPI tables of a computer of ours, whose board is :mod:`.memory_map`'s: RSDP, XSDT, FADT, FACS, DSDT, MADT, MCFG.
 
 Sources: ACPI 6.5 chapter 5 (tables) and 6 (device configuration), PCI Firmware Specification 3.3 section 4
 (MCFG, host bridge). What Linux needs as the root partition is the reason for what is left out: no VGA, no
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-from . import acpi_hotplug, aml
+from . import acpi_hotplug, aml, memory_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ FADT_RESET_REG_SUP: Final = 1 << 10
 BOOT_ARCH_LEGACY_DEVICES: Final = 1 << 0
 BOOT_ARCH_8042: Final = 1 << 1
 BOOT_ARCH_NO_VGA: Final = 1 << 2
-BOOT_ARCH_NO_CMOS_RTC: Final = 1 << 5
 
 _OEM_ID = b"ROOTVR"
 _OEM_TABLE_ID = b"ROOTVISR"
@@ -50,20 +49,19 @@ _SPACE_MEMORY, _SPACE_IO = 0, 1
 _BYTE, _WORD, _DWORD = 1, 2, 3  # access size of a generic address
 _GPE_BYTES = 4  # status and enable bits of sixteen events
 _ACTIVE_HIGH_LEVEL = 0x000D  # MPS INTI flags
+_S5_TYPE = 5  # SLP_TYP that powers off
+_RTC_PORT = 0x70
+_RTC_CENTURY = 0x32  # byte in CMOS
 
 
 class AcpiConfig:
-    """The computer to describe. Addresses are GPAs, ports I/O ports, ranges (base, bytes).
+    """What the computers differ in. Addresses are GPAs, ports I/O ports, ranges (base, bytes).
 
-    ``apic_ids``: local APICs, the boot processor's first. ``pm1_event_port``: 4 bytes, status and enable;
-    ``pm1_control_port``: 2 bytes; ``pm_timer_port``: 4 bytes, a ``pm_timer_bits`` (24 or 32) wide 3.579545
-    MHz counter. ``reset``: (port, value) that resets the machine, or None. ``s5_type``: SLP_TYP that powers
-    off. ``ecam``: PCI configuration space at (GPA, number of buses), or None. ``io_window``, ``mmio32``,
-    ``mmio64``: what the host bridge decodes, None for none. ``serial``: (port, ISA IRQ) of a 16550, or None.
-    ``rtc``: an MC146818 at port 0x70. ``pic``: there is a pair of 8259s as well. ``reserved``:
-    further MMIO ranges of the board. ``hotplug``: (GPE block's port, hot plug registers' port) where functions come
-    and go on bus 0 (:mod:`.acpi_hotplug`), or None. ``interrupt_pins``: (device on bus 0, pin from 1, GSI) of functions
-    that interrupt by a level-triggered, active-low line.
+    ``apic_ids``: local APICs, the boot processor's first. ``reset``: (port, value) that resets the machine, or None.
+    ``ecam``: PCI configuration space at (GPA, number of buses), or None. ``io_window``, ``mmio32``, ``mmio64``: what
+    the host bridge decodes, None for none. ``serial``: (port, ISA IRQ) of a 16550, or None. ``pic``: there is a pair
+    of 8259s as well. ``hotplug``: functions come and go on bus 0 (:mod:`.acpi_hotplug`). ``interrupt_pins``: (device
+    on bus 0, pin from 1, GSI) of functions that interrupt by a level-triggered, active-low line.
     """
 
     __slots__ = (
@@ -72,20 +70,10 @@ class AcpiConfig:
         "hotplug",
         "interrupt_pins",
         "io_window",
-        "ioapic_gpa",
-        "ioapic_id",
         "mmio32",
         "mmio64",
         "pic",
-        "pm1_control_port",
-        "pm1_event_port",
-        "pm_timer_bits",
-        "pm_timer_port",
-        "reserved",
         "reset",
-        "rtc",
-        "s5_type",
-        "sci_gsi",
         "serial",
     )
 
@@ -93,45 +81,25 @@ class AcpiConfig:
         self,
         *,
         apic_ids: Sequence[int],
-        ioapic_id: int = 0,
-        ioapic_gpa: int = 0xFEC00000,
-        sci_gsi: int = 9,
-        pm1_event_port: int = 0x600,
-        pm1_control_port: int = 0x604,
-        pm_timer_port: int = 0x608,
-        pm_timer_bits: int = 32,
         reset: tuple[int, int] | None = None,
-        s5_type: int = 5,
         ecam: tuple[int, int] | None = None,
         io_window: tuple[int, int] | None = None,
         mmio32: tuple[int, int] | None = None,
         mmio64: tuple[int, int] | None = None,
-        serial: tuple[int, int] | None = (0x3F8, 4),
-        rtc: bool = True,
+        serial: tuple[int, int] | None = memory_map.COM1,
         pic: bool = True,
-        hotplug: tuple[int, int] | None = None,
-        reserved: Sequence[tuple[int, int]] = (),
+        hotplug: bool = False,
         interrupt_pins: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.apic_ids = tuple(apic_ids)
-        self.ioapic_id = ioapic_id
-        self.ioapic_gpa = ioapic_gpa
-        self.sci_gsi = sci_gsi
-        self.pm1_event_port = pm1_event_port
-        self.pm1_control_port = pm1_control_port
-        self.pm_timer_port = pm_timer_port
-        self.pm_timer_bits = pm_timer_bits
         self.reset = reset
-        self.s5_type = s5_type
         self.ecam = ecam
         self.io_window = io_window
         self.mmio32 = mmio32
         self.mmio64 = mmio64
         self.serial = serial
-        self.rtc = rtc
         self.pic = pic
         self.hotplug = hotplug
-        self.reserved = tuple(reserved)
         self.interrupt_pins = tuple(interrupt_pins)
 
 
@@ -198,17 +166,12 @@ def _facs() -> bytes:
 
 
 def _port(port: int, bits: int, access: int) -> bytes:
-    """Generic address structure of an I/O register (5.2.3.2); all zero for an absent one."""
-    return struct.pack("<BBBBQ", _SPACE_IO, bits, 0, access, port) if port else bytes(12)
+    """Generic address structure of an I/O register (5.2.3.2)."""
+    return struct.pack("<BBBBQ", _SPACE_IO, bits, 0, access, port)
 
 
 def _fadt(config: AcpiConfig, facs_gpa: int, dsdt_gpa: int) -> bytes:
-    flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC
-    if config.pm_timer_bits == 32:
-        flags |= FADT_TMR_VAL_EXT
-    boot_arch = BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA
-    if not config.rtc:
-        boot_arch |= BOOT_ARCH_NO_CMOS_RTC
+    flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC | FADT_TMR_VAL_EXT
     reset_register, reset_value = bytes(12), 0
     if config.reset is not None:
         port, reset_value = config.reset
@@ -223,26 +186,25 @@ def _fadt(config: AcpiConfig, facs_gpa: int, dsdt_gpa: int) -> bytes:
         body[offset - _HEADER_SIZE : offset - _HEADER_SIZE + 12] = address
 
     put("II", 36, facs_gpa & 0xFFFFFFFF, dsdt_gpa & 0xFFFFFFFF)
-    put("BBH", 44, 0, 4, config.sci_gsi)  # preferred profile 4: enterprise server
+    put("BBH", 44, 0, 4, memory_map.SCI_GSI)  # preferred profile 4: enterprise server
     # No SMI command port (offset 48): the hardware is in ACPI mode from the start.
-    put("I", 56, config.pm1_event_port)
-    put("I", 64, config.pm1_control_port)
-    put("I", 76, config.pm_timer_port)
-    if config.hotplug is not None:
-        put("I", 80, config.hotplug[0])
+    put("I", 56, memory_map.PM1_EVENT)
+    put("I", 64, memory_map.PM1_CONTROL)
+    put("I", 76, memory_map.PM_TIMER)
+    if config.hotplug:
+        put("I", 80, memory_map.GPE_BLOCK)
         put("B", 92, _GPE_BYTES)
-        put_address(220, _port(config.hotplug[0], 8 * _GPE_BYTES, _BYTE))
-    put("BB", 88, 4, 2)  # lengths of the PM1 event and control blocks
-    put("B", 91, 4 if config.pm_timer_port else 0)
+        put_address(220, _port(memory_map.GPE_BLOCK, 8 * _GPE_BYTES, _BYTE))
+    put("BBxB", 88, 4, 2, 4)  # lengths of the PM1 event and control blocks, and of the timer
     put("HH", 96, 0xFFFF, 0xFFFF)  # worst C2 and C3 latencies: neither exists
-    put("B", 108, 0x32 if config.rtc else 0)  # century byte in CMOS
-    put("HBI", 109, boot_arch, 0, flags)
+    put("B", 108, _RTC_CENTURY)
+    put("HBI", 109, BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA, 0, flags)
     put_address(116, reset_register)
     put("BHB", 128, reset_value, 0, 5)  # minor version: 6.5
     put("QQ", 132, facs_gpa if facs_gpa >> 32 else 0, dsdt_gpa)
-    put_address(148, _port(config.pm1_event_port, 32, _WORD))
-    put_address(172, _port(config.pm1_control_port, 16, _WORD))
-    put_address(208, _port(config.pm_timer_port, 32, _DWORD))
+    put_address(148, _port(memory_map.PM1_EVENT, 32, _WORD))
+    put_address(172, _port(memory_map.PM1_CONTROL, 16, _WORD))
+    put_address(208, _port(memory_map.PM_TIMER, 32, _DWORD))
     return _table(b"FACP", 6, bytes(body))
 
 
@@ -253,10 +215,11 @@ def _madt(config: AcpiConfig) -> bytes:
             entries.append(struct.pack("<BBBBI", 0, 8, uid & 0xFF, apic_id, 1))
         else:
             entries.append(struct.pack("<BBHIII", 9, 16, 0, apic_id, 1, uid))
-    entries.append(struct.pack("<BBBBII", 1, 12, config.ioapic_id, 0, config.ioapic_gpa, 0))
+    entries.append(struct.pack("<BBBBII", 1, 12, memory_map.IOAPIC_ID, 0, memory_map.IOAPIC, 0))
     # The timer interrupt of the PC (ISA 0) reaches pin 2; the SCI is a level-triggered, active-high line.
     entries.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
-    entries.append(struct.pack("<BBBBIH", 2, 10, 0, config.sci_gsi, config.sci_gsi, _ACTIVE_HIGH_LEVEL))
+    sci = memory_map.SCI_GSI
+    entries.append(struct.pack("<BBBBIH", 2, 10, 0, sci, sci, _ACTIVE_HIGH_LEVEL))
     entries.append(struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1))  # NMI on LINT1 of every processor
     return _table(b"APIC", 5, b"".join(entries))
 
@@ -267,7 +230,7 @@ def _mcfg(ecam: tuple[int, int]) -> bytes:
 
 
 def _dsdt(config: AcpiConfig) -> bytes:
-    sleep_type = aml.integer(config.s5_type)
+    sleep_type = aml.integer(_S5_TYPE)
     sleep = aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0))
     devices = [_host_bridge(config), _board(config)]
     if config.serial is not None:
@@ -280,15 +243,14 @@ def _dsdt(config: AcpiConfig) -> bytes:
                 aml.name("_CRS", aml.resource_template(aml.io(port, 8), aml.irq(line))),
             )
         )
-    if config.rtc:
-        devices.append(
-            aml.device(
-                "RTC_",
-                aml.name("_HID", aml.eisa_id("PNP0B00")),
-                aml.name("_CRS", aml.resource_template(aml.io(0x70, 2))),
-            )
+    devices.append(
+        aml.device(
+            "RTC_",
+            aml.name("_HID", aml.eisa_id("PNP0B00")),
+            aml.name("_CRS", aml.resource_template(aml.io(_RTC_PORT, 2))),
         )
-    events = acpi_hotplug.event() if config.hotplug is not None else b""
+    )
+    events = acpi_hotplug.event() if config.hotplug else b""
     return aml.name("\\_S5_", sleep) + aml.scope("\\_SB_", *devices) + events
 
 
@@ -312,7 +274,7 @@ def _host_bridge(config: AcpiConfig) -> bytes:
         # Everything the operating system asks for (hot plug, error reporting, ...) is its own: no firmware
         # competes.
         aml.method("_OSC", 4, aml.RETURN_ARG3),
-        acpi_hotplug.slots(config.hotplug[1]) if config.hotplug is not None else b"",
+        acpi_hotplug.slots(memory_map.PCI_HOTPLUG) if config.hotplug else b"",
         _interrupt_routing(config.interrupt_pins),
     )
 
@@ -328,18 +290,16 @@ def _interrupt_routing(pins: Sequence[tuple[int, int, int]]) -> bytes:
 
 def _board(config: AcpiConfig) -> bytes:
     """Motherboard resources: Linux trusts ECAM only where a device like this (or e820) reserves it."""
-    ports = [(config.pm1_event_port, 4), (config.pm1_control_port, 2), (config.pm_timer_port, 4)]
+    ports = [(memory_map.PM1_EVENT, 4), (memory_map.PM1_CONTROL, 2), (memory_map.PM_TIMER, 4)]
     if config.reset is not None:
         ports.append((config.reset[0], 1))
-    if config.hotplug is not None:
-        ports += [(config.hotplug[0], _GPE_BYTES), (config.hotplug[1], acpi_hotplug.REGISTER_BYTES)]
-    items = [aml.io(port, length) for port, length in ports if port]
-    ranges = list(config.reserved)
+    if config.hotplug:
+        ports += [
+            (memory_map.GPE_BLOCK, _GPE_BYTES), (memory_map.PCI_HOTPLUG, acpi_hotplug.REGISTER_BYTES),
+        ]  # fmt: skip
+    items = [aml.io(port, length) for port, length in ports]
     if config.ecam is not None:
-        ranges.append((config.ecam[0], config.ecam[1] << 20))
-    for base, length in ranges:
-        fits = base + length <= 1 << 32
-        items.append(aml.memory32_fixed(base, length) if fits else aml.memory64_fixed(base, length))
+        items.append(aml.memory32_fixed(config.ecam[0], config.ecam[1] << 20))
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),

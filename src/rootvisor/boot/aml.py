@@ -181,13 +181,6 @@ def memory32_fixed(base: int, length: int) -> bytes:
     return b"\x86" + struct.pack("<HBII", 9, 1, base, length)
 
 
-def memory64_fixed(base: int, length: int) -> bytes:
-    """QWordMemory as a consumer: a range that the device itself uses, anywhere in the address space."""
-    flags = _FIXED | 0x01
-    content = struct.pack("<BBBQQQQQ", _RESOURCE_MEMORY, flags, 1, 0, base, base + length - 1, 0, length)
-    return b"\x8a" + struct.pack("<H", len(content)) + content
-
-
 def _word(kind: int, type_flags: int, first: int, last: int) -> bytes:
     content = struct.pack("<BBBHHHHH", kind, _FIXED, type_flags, 0, first, last, 0, last - first + 1)
     return b"\x88" + struct.pack("<H", len(content)) + content

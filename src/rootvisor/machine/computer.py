@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..boot import memory_map
 from ..boot.acpi import AcpiConfig
 from ..boot.linux import load_linux
-from ..boot.memory_map import COM1, PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, MemoryMap
+from ..boot.memory_map import COM1, PM1_EVENT, PM_TIMER, SCI_GSI, MemoryMap
 from ..bus.address_space import GuestMemory, MemoryRegion
 from ..chips.clock import PmTimer, RealTimeClock
 from ..chips.power import (
@@ -215,18 +215,11 @@ class Computer:
     def _acpi(self) -> AcpiConfig:
         return AcpiConfig(
             apic_ids=list(range(self.vps)),
-            ioapic_id=memory_map.IOAPIC_ID,
-            ioapic_gpa=memory_map.IOAPIC,
-            sci_gsi=SCI_GSI,
-            pm1_event_port=PM1_EVENT,
-            pm1_control_port=PM1_CONTROL,
-            pm_timer_port=PM_TIMER,
             reset=(RESET_PORT, RESET_VALUE),
             ecam=(memory_map.ECAM, 1),
             io_window=memory_map.IO_WINDOW,
             mmio32=memory_map.MMIO32,
             mmio64=self.layout.mmio64,
-            serial=COM1,
             interrupt_pins=[
                 (bdf >> 3, function.interrupt_pin, line_gsi(bdf, function.interrupt_pin))
                 for bdf, function in self.pci.functions.items()

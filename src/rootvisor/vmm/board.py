@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..boot import memory_map
 from ..boot.acpi import AcpiConfig
-from ..boot.memory_map import COM1, GPE_BLOCK, PCI_HOTPLUG, PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI
+from ..boot.memory_map import COM1, GPE_BLOCK, PCI_HOTPLUG, PM1_EVENT, PM_TIMER, SCI_GSI
 from ..chips import hotplug, ioapic
 from ..chips.clock import PmTimer, RealTimeClock
 from ..chips.power import (
@@ -97,12 +97,6 @@ class Board:
         """The board in the words of its ACPI tables."""
         return AcpiConfig(
             apic_ids=list(range(vps)),
-            ioapic_id=memory_map.IOAPIC_ID,
-            ioapic_gpa=memory_map.IOAPIC,
-            sci_gsi=SCI_GSI,
-            pm1_event_port=PM1_EVENT,
-            pm1_control_port=PM1_CONTROL,
-            pm_timer_port=PM_TIMER,
             reset=(RESET_PORT, RESET_VALUE),
             ecam=(memory_map.ECAM, 1),
             io_window=memory_map.IO_WINDOW,
@@ -110,7 +104,7 @@ class Board:
             mmio64=self.layout.mmio64,
             serial=COM1 if self.serial is not None else None,
             pic=False,
-            hotplug=(GPE_BLOCK, PCI_HOTPLUG),
+            hotplug=True,
         )
 
     def _drive_sci(self, source: int, level: int) -> None:

@@ -18,10 +18,9 @@ FULL = AcpiConfig(
     io_window=(0x1000, 0xF000),
     mmio32=(0xC0000000, 0x3EC00000),
     mmio64=(1 << 38, 1 << 36),
-    reserved=[(0xFED00000, 0x1000), (1 << 40, 1 << 20)],
     interrupt_pins=[(4, 1, 20), (31, 4, 18)],
 )
-SMALL = AcpiConfig(apic_ids=[0], serial=None, rtc=False)
+SMALL = AcpiConfig(apic_ids=[0], serial=None)
 
 
 def tables(config: AcpiConfig) -> dict[str, bytes]:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from rootvisor.boot import acpi_hotplug
+from rootvisor.boot import acpi_hotplug, memory_map
 from rootvisor.boot.acpi import AcpiConfig, build_acpi
 
 GPA = 0xE0000
-GPE_PORT, SLOT_PORT = 0x620, 0x640
+GPE_PORT, SLOT_PORT = memory_map.GPE_BLOCK, memory_map.PCI_HOTPLUG
 CONFIG = AcpiConfig(
     apic_ids=[0],
     ecam=(0xB0000000, 1),
     io_window=(0x1000, 0xF000),
     mmio32=(0xC0000000, 0x3EC00000),
-    hotplug=(GPE_PORT, SLOT_PORT),
+    hotplug=True,
 )
 
 
