@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 
+from rootvisor.boot.whole_file import write_whole
 from rootvisor.kernels import cache_dir
 
 from .errors import ApplianceError
@@ -40,16 +40,7 @@ def store(name: str, data: bytes) -> None:
     """
     try:
         os.makedirs(folder(), exist_ok=True)
-        fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder())
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, os.path.join(folder(), name))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_whole(os.path.join(folder(), name), data)
         _drop_unused()
     except OSError as error:
         raise ApplianceError(

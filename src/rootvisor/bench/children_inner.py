@@ -51,7 +51,7 @@ class Reader:
             self._document(json.loads(line))
         elif words[:1] == ["create"] and len(words) == 2:
             self._loops["create_ns"].append(int(words[1]))
-            _say(f"children: {self.side}, guest {len(self._loops['create_ns'])}")
+            print(f"children: {self.side}, guest {len(self._loops['create_ns'])}", flush=True)
         elif words[:1] == ["delete"] and len(words) == 2:
             self._loops["delete_ns"].append(int(words[1]))
         elif words[:1] == ["mark"] and len(words) == 3:
@@ -64,7 +64,7 @@ class Reader:
         return False
 
     def _memory(self, children: int, used: int) -> dict[str, Any]:
-        _say(f"children: {self.side}, {children} idle")
+        print(f"children: {self.side}, {children} idle", flush=True)
         facts: dict[str, Any] = {"children": children, "used_bytes": used}
         if self.pid:
             from rootvisor.bench.boots import resident_bytes
@@ -78,7 +78,7 @@ class Reader:
             self.results["problems"] += [f"{self.side}: {one}" for one in document["root"]["problems"]]
             return
         boot = document["boot"]
-        _say(f"children: {boot['name']} under QEMU, {self.side}")
+        print(f"children: {boot['name']} under QEMU, {self.side}", flush=True)
         if not boot["ok"]:
             self.results["problems"] += [f"{boot['name']}, {self.side}: {one}" for one in boot["problems"]]
             return
@@ -157,21 +157,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
-    """Measure and write the results; a host that cannot is one line and status 1."""
-    with open(sys.argv[1], encoding="utf-8") as file:
-        job = json.load(file)
+    """The job; without KVM there is nothing to measure."""
+    from rootvisor.bench import inner_job
+
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         sys.stderr.write("rootvisor: /dev/kvm cannot be opened\n")
         return 1
-    with open(job["results"], "w", encoding="utf-8") as file:
-        json.dump(measure(job), file)
-    return 0
+    return inner_job.run(measure)
 
 
 if __name__ == "__main__":

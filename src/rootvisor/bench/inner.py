@@ -7,7 +7,6 @@ file that the job names.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"exits": None, "boots": None, "problems": []}
     if job["only"] != "boots":
         try:
-            results["exits"] = exits.measure(job, _say)
+            results["exits"] = exits.measure(job, lambda text: print(text, flush=True))
         except exits.ExitLoopError as error:
             results["problems"].append(str(error))
     if job["only"] == "exits":
@@ -50,13 +49,14 @@ def _scratch() -> str:
 def _boots(job: dict[str, Any], folder: str, results: dict[str, Any]) -> dict[str, Any]:
     """Configuration -> side -> what each run cost. The sides take turns; no run starts after the budget is spent."""
     from rootvisor.bench import boots
+    from rootvisor.peers.inner import processor_model
 
     os.mkdir(f"{folder}/share")
     with open(f"{folder}/disk", "wb") as disk:
         disk.truncate(16 << 20)
     problems = results["problems"]
-    job["qemu_cpu"] = _qemu_cpu()
-    _say("boots: warming up")
+    job["qemu_cpu"] = processor_model()
+    print("boots: warming up", flush=True)
     boots.rootvisor(job, boots.DEVICES["four virtio devices"], folder)
     kernel = _best_for_qemu(job, folder, results) if job["qemu"] else None
     end = time.monotonic() + job["budget_s"]
@@ -65,7 +65,7 @@ def _boots(job: dict[str, Any], folder: str, results: dict[str, Any]) -> dict[st
         for name, devices in boots.DEVICES.items():
             if turn and time.monotonic() > end:
                 continue
-            _say(f"boots: {name}, run {turn + 1} of {job['runs']}")
+            print(f"boots: {name}, run {turn + 1} of {job['runs']}", flush=True)
             try:
                 found[name]["rootvisor"].append(_facts(boots.rootvisor(job, devices, folder)))
                 if kernel:
@@ -84,7 +84,7 @@ def _best_for_qemu(job: dict[str, Any], folder: str, results: dict[str, Any]) ->
         path = job["kernel"][kind]
         if not path:
             continue
-        _say(f"boots: QEMU with {'bzImage' if kind == 'image' else 'ELF'}")
+        print(f"boots: QEMU with {'bzImage' if kind == 'image' else 'ELF'}", flush=True)
         try:
             boots.qemu(job, (), folder, path)  # fills the page cache
             times[kind] = boots.qemu(job, (), folder, path).user_space_s
@@ -100,19 +100,6 @@ def _best_for_qemu(job: dict[str, Any], folder: str, results: dict[str, Any]) ->
     return path
 
 
-def _qemu_cpu() -> str:
-    """QEMU's processor model: the host's, without what this KVM cannot virtualise."""
-    from rootvisor.kvm.selftest import run_guest
-    from rootvisor.kvm.system import Kvm
-
-    kvm = Kvm()
-    try:
-        _problem, xsave = run_guest(kvm)
-    finally:
-        kvm.close()
-    return "host" if xsave else "host,xsave=off"
-
-
 def _facts(boot: Any) -> dict[str, Any]:
     """A boot as JSON-able data."""
     facts: dict[str, Any] = {
@@ -125,27 +112,13 @@ def _facts(boot: Any) -> dict[str, Any]:
     return facts
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
-    """Measure and write the results; an expected failure is one line and status 1."""
+    """The job; what this machine cannot do is an expected failure."""
+    from rootvisor.bench import inner_job
+    from rootvisor.bench.boots import BootError
     from rootvisor.kvm.errors import KvmError
 
-    with open(sys.argv[1], encoding="utf-8") as file:
-        job = json.load(file)
-    try:
-        from rootvisor.bench.boots import BootError
-
-        results = measure(job)
-    except (BootError, KvmError, OSError) as error:
-        sys.stderr.write(f"rootvisor: {error}\n")
-        return 1
-    with open(job["results"], "w", encoding="utf-8") as file:
-        json.dump(results, file)
-    return 0
+    return inner_job.run(measure, (BootError, KvmError, OSError))
 
 
 if __name__ == "__main__":

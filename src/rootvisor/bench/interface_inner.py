@@ -6,7 +6,6 @@ JOB is a JSON file that `interface` wrote. Progress goes to standard output; the
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -39,7 +38,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     problems: list[str] = []
     for turn in range(job["runs"]):
         for side, argv in sides.items():
-            _say(f"{side}, guest {turn + 1} of {job['runs']}")
+            print(f"{side}, guest {turn + 1} of {job['runs']}", flush=True)
             try:
                 for kind, values in parse(_run(argv)).items():
                     found[side].setdefault(kind, []).extend(values)
@@ -49,16 +48,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _qemu(job: dict[str, Any]) -> list[str]:
-    from rootvisor.kvm.selftest import run_guest
-    from rootvisor.kvm.system import Kvm
+    from rootvisor.peers.inner import processor_model
 
-    kvm = Kvm()
-    try:
-        _problem, xsave = run_guest(kvm)
-    finally:
-        kvm.close()
     return [
-        job["qemu"], "-accel", "kvm", "-M", "pc", "-cpu", f"host,{_HYPERV}{'' if xsave else ',xsave=off'}",
+        job["qemu"], "-accel", "kvm", "-M", "pc", "-cpu", f"{processor_model()},{_HYPERV}",
         "-smp", str(job["vps"]), "-m", str(job["memory_mib"]), "-nodefaults", "-no-reboot", "-display", "none",
         "-serial", "stdio", "-device", "hyperv-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
         "-kernel", job["kernel"],
@@ -78,25 +71,12 @@ def _run(argv: list[str]) -> str:
     return done.stdout
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
-    """Measure and write the results; an expected failure is one line and status 1."""
+    """The job; what this machine cannot do is an expected failure."""
+    from rootvisor.bench import inner_job
     from rootvisor.kvm.errors import KvmError
 
-    with open(sys.argv[1], encoding="utf-8") as file:
-        job = json.load(file)
-    try:
-        results = measure(job)
-    except (KvmError, OSError) as error:
-        sys.stderr.write(f"rootvisor: {error}\n")
-        return 1
-    with open(job["results"], "w", encoding="utf-8") as file:
-        json.dump(results, file)
-    return 0
+    return inner_job.run(measure, (KvmError, OSError))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import rootvisor
+from rootvisor.boot.whole_file import write_whole
 from rootvisor.cli.errors import UserError
 from rootvisor.cli.paths import cache_dir, source_root
 
@@ -144,13 +145,11 @@ def _read_verdict(path: Path) -> KvmVerdict | None:
 
 def _keep_verdict(path: Path, verdict: KvmVerdict) -> None:
     """Keep a verdict; a cache that cannot be written costs only time at the next run."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob("*.json"):
             old.unlink(missing_ok=True)
-        temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(str(path), json.dumps(asdict(verdict)).encode())
     except OSError:
         pass
 

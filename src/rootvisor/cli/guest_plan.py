@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import marshal
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rootvisor.cli.description import CommandRequest, KernelImage, RunOptions
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.cli.kernel_choice import choose_kernel
-from rootvisor.cli.launch import inner_argv
+from rootvisor.cli.launch import become, inherited_file, inner_argv
 from rootvisor.cli.output import Progress, format_bytes
 from rootvisor.cli.prepare import DEFAULT_PATH, RunPlan, Standard, prepare, user_command
 from rootvisor.cli.ramdisk import JOB, base_archive, request_part
@@ -147,17 +146,8 @@ def start_inside(options: GuestOptions, *, progress: Progress, environment: Mapp
     command = user_command(options.command, "host", Standard.of_process(), environment)
     document = guest_document(options, kernel, command, confined_server(), options.timeout_s)
     progress.clear()
-    fd = os.memfd_create("rootvisor-guest", 0)
-    os.set_inheritable(fd, True)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(document)
-    argv = inner_argv(f"/proc/self/fd/{fd}", options.debug)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        os.execv(argv[0], argv)
-    except OSError as error:
-        raise UserError(f"cannot execute {argv[0]}: {(error.strerror or str(error)).lower()}") from error
+    fd = inherited_file("guest", document)
+    return become(inner_argv(f"/proc/self/fd/{fd}", options.debug))
 
 
 def confined_server() -> tuple[str, ...]:

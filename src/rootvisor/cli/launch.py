@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from rootvisor import kernels
 from rootvisor.cli import module_archive
@@ -54,7 +55,11 @@ def launch(plan: RunPlan) -> int:
     _hold_kernel(plan)
     if plan.engine.name == "appliance":
         return _in_appliance(plan, (0, 1, 2))
-    argv, _ = _local_argv(plan)
+    return become(_local_argv(plan)[0])
+
+
+def become(argv: list[str]) -> NoReturn:
+    """Go on as another program; `UserError` when that cannot be executed."""
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -127,15 +132,20 @@ def _local_argv(plan: RunPlan) -> tuple[list[str], list[int]]:
     fds: list[int] = []
 
     def place(name: str, content: bytes) -> str:
-        fd = os.memfd_create(f"rootvisor-{name}", 0)
-        fds.append(fd)
-        os.set_inheritable(fd, True)
-        with open(fd, "wb", closefd=False) as file:
-            file.write(content)
-        return f"/proc/self/fd/{fd}"
+        fds.append(inherited_file(name, content))
+        return f"/proc/self/fd/{fds[-1]}"
 
     description = _complete(plan, place)
     return inner_argv(place("description", encode(description)), plan.debug), fds
+
+
+def inherited_file(name: str, content: bytes) -> int:
+    """The descriptor of an anonymous file, which whom this process becomes or starts has too."""
+    fd = os.memfd_create(f"rootvisor-{name}", 0)
+    os.set_inheritable(fd, True)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    return fd
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

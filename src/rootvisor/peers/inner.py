@@ -265,15 +265,14 @@ def partitions() -> list[str] | None:
 
 
 def processor_model() -> str:
-    """QEMU's processor model for `-accel kvm`: the host's, without what this KVM cannot virtualise."""
-    from rootvisor.kvm.errors import KvmError
+    """QEMU's processor model for `-accel kvm`: the host's, without what this KVM cannot virtualise.
+
+    Raises KvmError where there is none.
+    """
     from rootvisor.kvm.selftest import run_guest
     from rootvisor.kvm.system import Kvm
 
-    try:
-        kvm = Kvm()
-    except KvmError:
-        return "host"
+    kvm = Kvm()
     try:
         _problem, xsave = run_guest(kvm)
     finally:
@@ -296,7 +295,12 @@ def main() -> int:
         _say("root", {"problems": ["there is no /dev/mshv"]})
         return 0
     if not job["mshv"]:
-        model = processor_model()
+        from rootvisor.kvm.errors import KvmError
+
+        try:
+            model = processor_model()
+        except KvmError:
+            model = "host"  # QEMU says for each guest what is wrong
         for guest in job["guests"]:
             guest["argv"] = [model if word == KVM_MODEL else word for word in guest["argv"]]
     log = KernelLog()
