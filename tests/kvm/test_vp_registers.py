@@ -231,7 +231,7 @@ def test_events_pass_through_kvm(vp: Any) -> None:
 
 def test_an_nmi_that_arrives_while_events_are_changed_is_not_lost(vp: Any) -> None:
     put(vp, names.INTERRUPT_STATE, 1)
-    vp.vcpu.raise_nmi()
+    vp.vcpu.ioctl(abi.KVM_NMI)
     settle(vp)
     assert vp_state.get_state(vp, tlfs.LAPIC)[21 * 4] & 4
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rootvisor import bench
 from rootvisor.boot.busybox import find_busybox
 from rootvisor.boot.cpio import CpioWriter
 from rootvisor.boot.modules import ModuleTree
@@ -52,6 +53,7 @@ def compile_tool(folder: Path) -> Path:
             "-Wall",
             "-Wextra",
             "-Werror",
+            f"-I{Path(bench.__file__).parent}",
             "-o",
             path,
             HERE.parent / "guests" / "tool.c",

@@ -39,8 +39,6 @@ _HANDLER = 0x4800
 VECTOR = 0x40
 MARK_PORT = 0xE4
 DATA_PORT = 0xE8
-HLT_PORT = 0xEC
-"""A write of the guest that waits here for ever afterwards, with interrupts off."""
 
 KINDS = ("port", "port_hypercall", "mmio", "doorbell", "irqfd", "fault_in")
 """Mark n opens the events of `KINDS[n]`. `port_hypercall` are the same writes to a port; there the VMM sets RIP with a

@@ -5,19 +5,14 @@
 // Prints "create NS" (until the first instruction's exit), "mark MARK NS" for every mark, "delete NS"; or "idle N KIB"
 // when the first waits and when all do (KIB: memory in use, see used_kib), each time until a byte is read.
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
+#include "kvm_processor.h"
 
-enum { MARK_PORT = 0xE4, IMAGE_BYTES = 0x10000, PAGE_TABLE = 0x1000, ENTRY = 0x4000, STACK = 0x7F00, VECTOR = 0x40 };
+enum { MARK_PORT = 0xE4, IMAGE_BYTES = 0x10000, VECTOR = 0x40 };
 enum { RAM_BYTES = 0x200000, FRESH_GPA = 0x10000000, FRESH_BYTES = 0x10000000, HUGE_BYTES = 0x200000 };
 enum { DOORBELL_GPA = 0x20001000, SEEN_GPA = 0x8000, TAKEN_GPA = 0x8008 };
 enum { HYPERCALL_MARK = 1, MMIO_MARK = 2, IRQ_MARK = 4, END_MARK = 6, MAX_IDLE = 256 };
@@ -58,26 +53,6 @@ struct guest {
 
 static int on_kvm, device;
 static uint8_t *image;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static int check(int result, const char *what)
-{
-    if (result < 0)
-        die(what);
-    return result;
-}
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static uint8_t *memory(size_t size, int fd, int flags)
 {
@@ -122,30 +97,7 @@ static void kvm_create(struct guest *g)
     g->vp = check(ioctl(g->partition, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
     g->page_size = (size_t)check(ioctl(device, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
     g->page = memory(g->page_size, g->vp, MAP_SHARED);
-    struct kvm_cpuid2 *cpuid = calloc(1, sizeof *cpuid + 256 * sizeof cpuid->entries[0]);
-    if (!cpuid)
-        die("calloc");
-    cpuid->nent = 256;
-    check(ioctl(device, KVM_GET_SUPPORTED_CPUID, cpuid), "KVM_GET_SUPPORTED_CPUID");
-    check(ioctl(g->vp, KVM_SET_CPUID2, cpuid), "KVM_SET_CPUID2");
-    free(cpuid);
-    struct kvm_sregs sregs;
-    check(ioctl(g->vp, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-    struct kvm_segment data = { .limit = 0xFFFFFFFF, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1 };
-    struct kvm_segment code = data;
-    code.selector = 8;
-    code.type = 11;
-    code.db = 0;
-    code.l = 1;
-    sregs.cs = code;
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-    sregs.cr0 = 0x80050033;
-    sregs.cr3 = PAGE_TABLE;
-    sregs.cr4 = 0x20;
-    sregs.efer = 0x500;
-    check(ioctl(g->vp, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-    struct kvm_regs regs = { .rip = ENTRY, .rsp = STACK, .rflags = 2 };
-    check(ioctl(g->vp, KVM_SET_REGS, &regs), "KVM_SET_REGS");
+    enter_long_mode(device, g->vp);
     struct kvm_ioeventfd bell = { .addr = DOORBELL_GPA, .len = 4, .fd = g->doorbell };
     check(ioctl(g->partition, KVM_IOEVENTFD, &bell), "KVM_IOEVENTFD");
     struct {

@@ -4,45 +4,20 @@
 //                             2 special); 0 hands over nothing but at hypercalls, which need the general ones
 // Prints "mark nanoseconds" for every mark of the guest.
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
+#include "kvm_processor.h"
 
 enum { MARK_PORT = 0xE4, HYPERCALL_PORT = 0x3C, END_MARK = 0xFF, HYPERCALLS_BEGIN = 2, MAX_MARKS = 1 << 16 };
-enum { ENTRY = 0x4000, STACK = 0x7F00, PAGE_TABLE = 0x1000, MSR_FIRST = 0x40000000, MSR_COUNT = 0x1000 };
+enum { MSR_FIRST = 0x40000000, MSR_COUNT = 0x1000 };
 enum { CALL_GET_PARTITION_ID = 0x46, INVALID_CODE = 2 };
 
 static struct {
     uint8_t mark;
     uint64_t ns;
 } marks[MAX_MARKS];
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static int check(int result, const char *what)
-{
-    if (result < 0)
-        die(what);
-    return result;
-}
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static uint8_t *load(const char *path, size_t *size)
 {
@@ -81,34 +56,6 @@ static int new_vm(int kvm, uint8_t *ram, size_t size)
     struct kvm_userspace_memory_region slot = { .memory_size = size, .userspace_addr = (uintptr_t)ram };
     check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION");
     return vm;
-}
-
-static void set_up(int kvm, int vcpu)
-{
-    struct kvm_cpuid2 *cpuid = calloc(1, sizeof *cpuid + 256 * sizeof cpuid->entries[0]);
-    if (!cpuid)
-        die("calloc");
-    cpuid->nent = 256;
-    check(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid), "KVM_GET_SUPPORTED_CPUID");
-    check(ioctl(vcpu, KVM_SET_CPUID2, cpuid), "KVM_SET_CPUID2");
-    free(cpuid);
-    struct kvm_sregs sregs;
-    check(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-    struct kvm_segment data = { .limit = 0xFFFFFFFF, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1 };
-    struct kvm_segment code = data;
-    code.selector = 8;
-    code.type = 11;
-    code.db = 0;
-    code.l = 1;
-    sregs.cs = code;
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-    sregs.cr0 = 0x80050033;
-    sregs.cr3 = PAGE_TABLE;
-    sregs.cr4 = 0x20;
-    sregs.efer = 0x500;
-    check(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-    struct kvm_regs regs = { .rip = ENTRY, .rsp = STACK, .rflags = 2 };
-    check(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
 static void hypercall(struct kvm_run *run, uint8_t *ram, size_t size)
@@ -171,7 +118,7 @@ int main(int argc, char **argv)
     struct kvm_run *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     if (run == MAP_FAILED)
         die("mmap");
-    set_up(kvm, vcpu);
+    enter_long_mode(kvm, vcpu);
     const size_t count = run_guest(vcpu, run, ram, size, strtoull(argv[2], NULL, 0));
     for (size_t at = 0; at < count; at++)
         printf("%u %llu\n", marks[at].mark, (unsigned long long)marks[at].ns);

@@ -18,17 +18,17 @@ EXITS = 1000
 
 _DEADLINE_S = 120.0
 
-SIDES = ("rootvisor", "python", "c", "c_lean")
-"""`python` is the C loop word for word in Python: what no run loop in Python can be quicker than. `c` has KVM hand over
-the registers that our loop needs (the same ioctl on the same state), `c_lean` the least."""
-
 
 class ExitLoopError(Exception):
     """An exit loop failed; one line."""
 
 
 def measure(job: dict[str, Any], progress: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
-    """Side -> kind -> microseconds per exit of every round. Raises ExitLoopError."""
+    """Side -> kind -> microseconds per exit of every round. Raises ExitLoopError.
+
+    `python` is the C loop word for word in Python: what no run loop in Python can be quicker than. `c` has KVM hand
+    over the registers that our loop needs (the same ioctl on the same state), `c_lean` the least.
+    """
     ours = [*job["exit_loop_argv"], job["exit_image"]]
     commands = {"rootvisor": ours, "python": [*ours, "bare"]}
     if job["c_loop"]:

@@ -4,54 +4,11 @@
 // what a request costs is to be seen, not how many a disk takes at once.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include "guest_program.h"
 
 enum { PIECE = 1 << 20 };
-
-static void say(const char *format, ...) {
-    char line[256];
-    va_list values;
-    va_start(values, format);
-    int length = vsnprintf(line, sizeof line - 1, format, values);
-    va_end(values);
-    line[length++] = '\n';
-    if (write(1, line, length) < 0)
-        _exit(3);
-}
-
-static void die(const char *what) {
-    say("guest: problem %s: %s", what, strerror(errno));
-    exit(1);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-static uint64_t next(uint64_t *state) {  // xorshift64
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    return *state ^= *state << 17;
-}
-
-static void *aligned(size_t size) {
-    void *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (memory == MAP_FAILED)
-        die("mmap");
-    return memory;
-}
 
 // disk DEVICE read|write BYTES SECONDS [random]: requests past the cache, one at a time; how many in the time.
 static int disk(const char *device, int writes, size_t size, double seconds, int random) {

@@ -33,7 +33,6 @@ FADT_TMR_VAL_EXT: Final = 1 << 8
 FADT_RESET_REG_SUP: Final = 1 << 10
 
 BOOT_ARCH_LEGACY_DEVICES: Final = 1 << 0
-BOOT_ARCH_8042: Final = 1 << 1
 BOOT_ARCH_NO_VGA: Final = 1 << 2
 
 _OEM_ID = b"ROOTVR"
@@ -45,7 +44,7 @@ _HEADER_SIZE = 36
 _ALIGN = 64  # FACS must be 64-byte aligned; the others do not mind
 _MAX_LAPIC_ID = 254  # 255 is the broadcast id of an xAPIC
 _LAPIC_GPA = 0xFEE00000
-_SPACE_MEMORY, _SPACE_IO = 0, 1
+_SPACE_IO = 1
 _BYTE, _WORD, _DWORD = 1, 2, 3  # access size of a generic address
 _GPE_BYTES = 4  # status and enable bits of sixteen events
 _ACTIVE_HIGH_LEVEL = 0x000D  # MPS INTI flags

@@ -9,7 +9,7 @@ Nothing here opens a file or looks at the host. `RunDescription.document` is the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
@@ -158,7 +158,3 @@ class RunDescription:
             "watch_deposits": self.watch_deposits,
             "verbose": self.verbose,
         }
-
-    def with_initrds(self, initrds: tuple[str, ...]) -> RunDescription:
-        """The same run with other initial ramdisks (they are concatenated in this order)."""
-        return replace(self, initrds=initrds)

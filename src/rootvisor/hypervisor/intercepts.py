@@ -129,11 +129,6 @@ def plain(vp: ChildVp) -> bytes:
     return _PLAIN.pack(*header(vp, 0, tlfs.ACCESS_EXECUTE, pack_user_segments(vp.u8)))
 
 
-def apic_eoi(vp: ChildVp, vector: int) -> bytes:
-    """HVMSG_X64_APIC_EOI."""
-    return tlfs.APIC_EOI_MESSAGE.pack(vp.index, vector)
-
-
 def invalid_register(vp: ChildVp) -> bytes:
     """HVMSG_INVALID_VP_REGISTER_VALUE."""
     return tlfs.INVALID_VP_REGISTER_MESSAGE.pack(vp.index)

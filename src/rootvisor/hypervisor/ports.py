@@ -221,10 +221,6 @@ class Ports:
             raise HvError(status.INVALID_PARAMETER)
         self._target(port, vp).synic.signal_event(port.sint, port.base + flag)
 
-    def has_connection(self, partition: Partition, connection_id: int) -> bool:
-        """Whether the hypervisor knows the connection (intercept "unknown SynIC connection")."""
-        return (partition.id, connection_id) in self._connections
-
     def _connected(self, partition: Partition, connection_id: int) -> Port:
         port = self._connections.get((partition.id, connection_id))
         if port is None:

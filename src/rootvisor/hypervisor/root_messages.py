@@ -263,11 +263,6 @@ class RootMessages:
         outlet.queue.clear()
         return [message for message in moving if message not in outlet.sint_messages]
 
-    def vp_stopped(self, root_vp: VirtualProcessor) -> None:
-        """The root VP's SynIC is off for good (INIT): what waits for it goes elsewhere."""
-        if root_vp.synic.outlet is not None:
-            root_vp.synic.reset()
-
     def came_online(self, outlet: Outlet) -> None:
         """See :meth:`Outlet.came_online`."""
         rung: Rung = []

@@ -12,7 +12,6 @@ from struct import Struct
 from ..kvm import abi
 
 _KVM = Struct("<QIHBBBBBBBBBx")
-_HV = Struct("<QIHH")
 _TABLE = Struct("<QH")
 _LIMIT = 0xFFFFFFFF
 

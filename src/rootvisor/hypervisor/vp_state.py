@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _WORDS = Struct("<44I")
 _U64 = Struct("<Q")
 _PAGE = 4096
-_ID, _ICR_HIGH = 0x20, 0x310
+_ID = 0x20
 _TPR = 0x80
 _IRR = 0x200
 _CURRENT_COUNT = 0x390

@@ -225,10 +225,6 @@ class Vcpu:
             raise ioctl_error(abi.KVM_INTERRUPT, error) from error
         return True
 
-    def raise_nmi(self) -> None:
-        """Makes an NMI pending."""
-        self.ioctl(abi.KVM_NMI)
-
     def enable_capability(self, capability: int, argument: int) -> None:
         """KVM_ENABLE_CAP on this processor, with one argument."""
         self.ioctl(abi.KVM_ENABLE_CAP, bytearray(struct.pack("<IIQ88x", capability, 0, argument)))

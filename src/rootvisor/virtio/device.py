@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .memory import GuestMemory
+    from ..pci.platform import GuestMemory
 
 # What the library does for every device whose rings it serves itself.
 RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_RING_PACKED | F_RING_RESET

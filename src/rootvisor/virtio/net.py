@@ -58,28 +58,6 @@ _LINK_UP = 1
 _CONFIG = struct.Struct("<6sHHH")  # MAC address, status, queue pairs, MTU
 
 
-def parse_mac(text: str) -> bytes:
-    """The six bytes of `52:54:00:12:34:56`. Raises `ValueError` for anything else, and for a group address."""
-    parts = text.split(":")
-    try:
-        mac = bytes(int(part, 16) for part in parts if 1 <= len(part) <= 2)
-    except ValueError:
-        mac = b""
-    if len(mac) != 6 or len(parts) != 6:
-        raise ValueError(f"not a MAC address: {text!r}; write six bytes, 52:54:00:12:34:56 say")
-    if mac[0] & 1:
-        raise ValueError(f"{text} is a group address; the first byte of an interface's own is even")
-    return mac
-
-
-def random_mac() -> bytes:
-    """A locally administered address."""
-    import os
-
-    mac = os.urandom(6)
-    return bytes([mac[0] & 0xFC | 2]) + mac[1:]
-
-
 class NetDevice(VirtioDevice):
     """Configuration and link state of a network device; mixed into each backend's device."""
 

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .memory import GuestMemory
+    from ..pci.platform import GuestMemory
 
 DESCRIPTOR_BYTES = 16
 # address, length, flags, next (split ring) resp. address, length, id, flags (packed ring).

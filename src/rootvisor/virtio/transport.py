@@ -23,8 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..pci.platform import GuestMemory
     from .device import VirtioDevice
-    from .memory import GuestMemory
 
 _MASK_64 = (1 << 64) - 1
 

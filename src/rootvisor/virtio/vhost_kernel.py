@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .memory import GuestMemory
+    from ..pci.platform import GuestMemory
     from .queue import Queue
 
 GET_FEATURES = 0x8008AF00

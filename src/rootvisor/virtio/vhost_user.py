@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .memory import MemoryRegion
+    from ..pci.platform import MemoryRegion
     from .queue import Queue, QueueAddresses
 
 # Requests.

@@ -88,15 +88,8 @@ class Vsock(VhostKernelDevice):
             self._run(False)
         return super().stop_ring(index)
 
-    def transport_reset(self) -> None:
-        """Tell the driver that every connection is gone (5.10.6.6.1). With the lock held."""
-        self._tell_reset = True
-        queue = self.queues[_EVENT_QUEUE]
-        if queue is not None:
-            self.handle_queue(queue)
-
     def restore(self, state: dict[str, object]) -> None:
-        """The kernel knows nothing of connections that there were."""
+        """The kernel knows nothing of connections that there were: the driver hears that all are gone (5.10.6.6.1)."""
         self._tell_reset = True
 
     def handle_queue(self, queue: Queue) -> None:

@@ -166,7 +166,10 @@ def _net(config: Document) -> Made:
             _connect(config["vhost_socket"]), mac, mtu=mtu, backend="vhost-user back end"
         ), None
     if "tap" in config:
-        return _tap(config["tap"], mac, mtu), None
+        from ..virtio.net_tap import tap_net
+        from ..virtio.tap import open_tap
+
+        return tap_net(open_tap(config["tap"]), mac, mtu=mtu), None
     from ..daemons.passt import start_passt
 
     passt = start_passt()
@@ -181,19 +184,6 @@ def _net(config: Document) -> Made:
     except BaseException:
         passt.close()
         raise
-
-
-def _tap(name: str, mac: bytes, mtu: int | None) -> VirtioDevice:
-    from ..virtio.net_tap import TapNet, VhostTapNet
-    from ..virtio.tap import open_tap
-    from ..virtio.vhost_kernel import VhostKernelError, open_vhost
-
-    fd = open_tap(name)
-    try:
-        vhost = open_vhost("/dev/vhost-net", "vhost_net")
-    except VhostKernelError:
-        return TapNet(fd, mac, mtu=mtu)
-    return VhostTapNet(fd, vhost, mac, mtu=mtu)
 
 
 def _mac(config: Document) -> bytes:

@@ -45,7 +45,6 @@ _WRITES = (3, 4, 5, 6)
 _READS = (1, 2, 5, 6)
 _NO_MORE_BYTES = 2
 _ONE_BYTE, _TWO_BYTE = 0, 1
-_FIRST_VECTOR_REGISTER = 77  # XMM0
 
 #: Hardware number of a general register -> its place in REGISTERS.
 _GPR = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)

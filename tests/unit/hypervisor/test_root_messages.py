@@ -161,12 +161,12 @@ def test_queue_waits_when_the_last_cpu_goes_and_moves_to_the_next() -> None:
     assert model.kicks() == [(2, index) for index in range(3)]
 
 
-def test_vp_stopped_moves_its_queue() -> None:
+def test_reset_of_a_synic_moves_its_queue() -> None:
     model = RootModel(2)
     child = model.child()
     for index in range(3):
         post(model, child, index, model.vps[1])
-    model.messages.vp_stopped(model.vps[1])  # type: ignore[arg-type]
+    model.vps[1].synic.reset()
     assert not model.vps[1].synic.scontrol
     model.run()
     assert sorted(model.kicks()) == [(2, 0), (2, 1), (2, 2)]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from rootvisor.pci import registers as pci
 from rootvisor.pci.root import PciRoot
 from rootvisor.virtio.device import VirtioDevice
-from rootvisor.virtio.memory import GuestMemoryError
 from rootvisor.virtio.pci_function import VirtioPciFunction
 from rootvisor.virtio.registers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
@@ -53,7 +52,7 @@ class Memory:
     def view(self, gpa: int, length: int) -> memoryview:
         offset = gpa - RAM_BASE
         if offset < 0 or length < 0 or offset + length > len(self.map):
-            raise GuestMemoryError(f"no RAM at {gpa:#x}+{length:#x}")
+            raise ValueError(f"no RAM at {gpa:#x}+{length:#x}")
         return self.map[offset : offset + length]
 
     def allocate(self, size: int, alignment: int = 16) -> int:

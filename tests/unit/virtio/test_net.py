@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from rootvisor.virtio import net
-from rootvisor.virtio.net import parse_mac, random_mac
 from rootvisor.virtio.net_stream import PasstNet
 from rootvisor.virtio.registers import F_VERSION_1
 from tests.unit.virtio.guest_side import Guest
@@ -60,21 +59,6 @@ def test_link_change_interrupts_the_driver(guest: Guest) -> None:
 def test_offload_without_its_base_is_refused(guest: Guest, features: int, accepted: bool) -> None:
     guest.device.features |= net.GUEST_OFFLOADS | net.HOST_OFFLOADS
     assert guest.negotiate(F_VERSION_1 | features) == accepted
-
-
-@pytest.mark.parametrize(
-    "text", ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:xx", "525400123456"]
-)
-def test_mac_that_is_none_is_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="not a MAC address"):
-        parse_mac(text)
-
-
-def test_mac_of_a_group_is_value_error() -> None:
-    with pytest.raises(ValueError, match="group address"):
-        parse_mac("01:00:5e:00:00:01")
-    assert parse_mac("52:54:0:12:34:56") == MAC
-    assert random_mac()[0] & 3 == 2 and random_mac() != random_mac()
 
 
 @pytest.mark.parametrize("mtu", [0, 67, 65536])

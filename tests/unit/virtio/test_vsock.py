@@ -83,12 +83,11 @@ def test_one_queue_alone_does_not_run(vhost: FakeVhost, guest: Guest) -> None:
     assert not vhost.serving and not guest.status & STATUS_NEEDS_RESET
 
 
-def test_transport_reset_waits_for_a_buffer(guest: Guest) -> None:
+def test_reset_after_a_restore_waits_for_a_buffer(guest: Guest) -> None:
     guest.start(F_VERSION_1, SIZES)
     device = guest.device
     assert isinstance(device, Vsock)
-    with device.lock:
-        device.transport_reset()
+    device.restore({})
     room = guest.memory.place(b"\xff" * 8)
     assert guest.request(2, [(room, 8, True)]) == 4
     assert guest.memory.read(room, 4) == bytes(4)
