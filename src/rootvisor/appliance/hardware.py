@@ -41,10 +41,12 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class EmulatedDevice:
-    """One of :data:`KINDS`; ``path`` is its image file."""
+    """One of :data:`KINDS`; ``path`` is its image file. ``forwards``: (TCP port of this machine's 127.0.0.1, port of
+    the partition behind the network card)."""
 
     kind: str
     path: str | None = None
+    forwards: tuple[tuple[int, int], ...] = ()
 
 
 def display_id(devices: tuple[EmulatedDevice, ...]) -> str | None:
@@ -73,7 +75,8 @@ def qemu_arguments(devices: tuple[EmulatedDevice, ...]) -> list[str]:
             arguments += ["-drive", f"if=none,id=backend{number},file={path},format=raw,discard=unmap"]
             words += [f"drive=backend{number}", f"serial=rootvisor{number}"]
         elif kind.backend == "netdev":
-            arguments += ["-netdev", f"user,id=backend{number}"]
+            doors = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in device.forwards)
+            arguments += ["-netdev", f"user,id=backend{number}{doors}"]
             words.append(f"netdev=backend{number}")
         words += [f"{name}={value}" for name, value in kind.settings.items()]
         arguments += ["-device", ",".join(words)]

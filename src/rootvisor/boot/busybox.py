@@ -19,6 +19,7 @@ APPLETS = (
     "cat",
     "cp",
     "dd",
+    "dmesg",
     "env",
     "ifconfig",
     "insmod",

@@ -40,7 +40,7 @@ _EXAMPLES = (
         "The root partition alone, with the distribution's own kernel (no /dev/mshv) and four processors",
         "rootvisor demo --kernel stock --vps 4",
     ),
-    ("The root partition with devices of its own: disk and network card", "rootvisor demo hardware"),
+    ("The root partition with devices of its own: disk, network card, display", "rootvisor demo hardware"),
 )
 _STATUSES = (
     ("0", "all the evidence is there"),
@@ -84,8 +84,8 @@ _NEXT = (
 def demo(ctx: click.Context, /, what: str, kernel: str, vps: int, engine: str, as_json: bool) -> int:
     """Boot Linux as the root partition of the Microsoft hypervisor, boot a guest in it, and show the evidence.
 
-    With `hardware`, the root partition works an NVMe disk and a network card by itself instead; the appliance
-    emulates them behind an IOMMU.
+    With `hardware`, the root partition works an NVMe disk, a network card and a display by itself instead; the
+    appliance emulates them behind an IOMMU, and the picture of the display is kept as PNG.
 
     The guest is started by `rootvisor vmm` and uses a disk, a network and shared files. The first time a kernel with
     /dev/mshv is built (a few minutes, shown as it goes); from then on the demo takes about a minute.
@@ -117,6 +117,7 @@ def _hardware(options: RunOptions, as_json: bool) -> int:
             {
                 "ok": ok,
                 "evidence": _as_json(outcome.findings),
+                "picture": str(outcome.picture),
                 "wall_s": round(outcome.seconds, 3),
                 "report": outcome.report,
             }

@@ -113,6 +113,7 @@ class RunDescription:
     assigned: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     screen_port: str | None = None
+    display: bool = False
     version: int = field(default=VERSION)
 
     def document(self) -> dict[str, Any]:
@@ -149,6 +150,7 @@ class RunDescription:
             "devices": list(self.devices),
             "assigned": list(self.assigned),
             "screen_port": self.screen_port,
+            "display": self.display,
             "scheduler": self.scheduler,
             "trace": self.trace,
             "timeout_s": self.timeout_s,

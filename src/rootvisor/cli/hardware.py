@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 
-from rootvisor.appliance.hardware import KINDS, LIMIT, EmulatedDevice, address
+from rootvisor.appliance.hardware import KINDS, LIMIT, EmulatedDevice, address, display_id
 from rootvisor.cli.errors import UserError, usage_error
 from rootvisor.vfio.errors import VfioError
 from rootvisor.vfio.host_device import canonical, find, obstacle
 
+#: Base class of display controllers (PCI Code and ID Assignment Specification, 1.4).
+_DISPLAY_CLASS = 0x03
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What `--device` asks for, placed: addresses as the machine finds them, and what the appliance has to emulate."""
+    """What `--device` asks for, placed: addresses as the machine finds them, what the appliance has to emulate, and
+    whether there is a display among them."""
 
     addresses: tuple[str, ...] = ()
     emulated: tuple[EmulatedDevice, ...] = ()
+    display: bool = False
 
 
 def parse_device(text: str) -> str:
@@ -32,6 +38,10 @@ def parse_device(text: str) -> str:
         name, _, more = rest.partition(",")
         if name not in KINDS:
             raise ValueError(f"'{name}' is no emulated device; choose from {', '.join(KINDS)}")
+        if KINDS[name].backend == "netdev":
+            if more:
+                _forwards(more)
+            return text
         if more and not more.startswith("path="):
             raise ValueError(f"'{more}' is no setting of an emulated device; use path=FILE")
         path = more.removeprefix("path=")
@@ -52,6 +62,7 @@ def place(values: tuple[str, ...], engine: str) -> Hardware:
         raise usage_error(f"--device {repeated} is given twice", "give it once")
     addresses: list[str] = []
     emulated: list[EmulatedDevice] = []
+    display = False
     for value in values:
         kind, _, rest = value.partition(":")
         if kind == "pci":
@@ -61,7 +72,9 @@ def place(values: tuple[str, ...], engine: str) -> Hardware:
                     "use a machine with KVM, or an emulated device: --device emulated:nic",
                 )
             try:
-                problem = obstacle(find(rest))
+                device = find(rest)
+                problem = obstacle(device)
+                display = display or device.class_code >> 16 == _DISPLAY_CLASS
             except VfioError as error:
                 problem = error
             if problem is not None:
@@ -73,10 +86,48 @@ def place(values: tuple[str, ...], engine: str) -> Hardware:
                 f"--device {value}: only the appliance has emulated hardware", "add --engine appliance"
             )
         name, _, setting = rest.partition(",")
-        path = setting.removeprefix("path=") or None
         addresses.append(address(len(emulated)))
-        emulated.append(EmulatedDevice(name, None if path is None else _image(value, path)))
-    return Hardware(tuple(addresses), tuple(emulated))
+        emulated.append(_emulated(value, name, setting))
+    display = display or display_id(tuple(emulated)) is not None
+    return Hardware(tuple(addresses), tuple(emulated), display)
+
+
+def _emulated(value: str, name: str, setting: str) -> EmulatedDevice:
+    if not setting:
+        return EmulatedDevice(name)
+    if KINDS[name].backend == "netdev":
+        forwards = _forwards(setting)
+        for ours, _ in forwards:
+            _check_free(value, ours)
+        return EmulatedDevice(name, forwards=forwards)
+    return EmulatedDevice(name, _image(value, setting.removeprefix("path=")))
+
+
+def _forwards(text: str) -> tuple[tuple[int, int], ...]:
+    """What `forward=2222:22,...` says. Raises `ValueError`."""
+    found = []
+    for part in text.split(","):
+        key, _, ports = part.partition("=")
+        ours, _, theirs = ports.partition(":")
+        if key != "forward":
+            raise ValueError(f"'{part}' is no setting of a network card; use forward=2222:22")
+        if not all(
+            port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 0xFFFF
+            for port in (ours, theirs)
+        ):
+            raise ValueError(f"'{ports}' are no ports; write PORT-HERE:PORT-THERE, for example 2222:22")
+        found.append((int(ours), int(theirs)))
+    return tuple(found)
+
+
+def _check_free(value: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise usage_error(f"--device {value}: port {port}: {reason}", "give another port") from error
 
 
 def _image(value: str, text: str) -> str:

@@ -100,7 +100,12 @@ def prepare(
     options = _for_role(options, bare_metal)
     rootfs, rootfs_path = _rootfs(options)
     _check_memory(options.memory_bytes)
-    initrds = () if options.initrd is None else (_readable_file("--initrd", options.initrd),)
+    initrds = () if options.initrd in (None, "none") else (_readable_file("--initrd", options.initrd),)
+    if options.initrd == "none" and not any(word.startswith("root=") for word in options.append.split()):
+        raise usage_error(
+            "--initrd none needs a root file system",
+            "name its disk, for example: --append 'root=/dev/nvme0n1 rw'",
+        )
     if options.initrd is not None and options.command:
         raise usage_error(
             "CMD needs Rootvisor's own initial ramdisk and cannot run with --initrd",
@@ -153,6 +158,7 @@ def prepare(
         role=options.role,
         assigned=hardware.addresses,
         hide=options.hide,
+        display=hardware.display,
         screen_port=None if screenshot is None else SCREEN_PORT,
     )
     agent = options.initrd is None and not bare_metal

@@ -68,8 +68,9 @@ _EXAMPLES = (
 @option(
     "--initrd",
     group=_SOFTWARE,
-    type=types.FILE,
-    help="Use this initial ramdisk as it is, without Rootvisor's agent: the kernel console is the terminal.",
+    type=types.INITRD,
+    help="Use this initial ramdisk as it is, without Rootvisor's agent: the kernel console is the terminal. "
+    "none: no ramdisk, the root file system is on a disk (--append root=/dev/...).",
 )
 @option(
     "--append", group=_SOFTWARE, type=types.APPEND, default="", help="More words for the kernel command line."
@@ -124,7 +125,8 @@ _EXAMPLES = (
     type=types.HARDWARE,
     multiple=True,
     help="A physical PCI device for the root alone: one of this machine's (see: rootvisor devices), or "
-    "in the appliance emulated:nvme,path=FILE, emulated:nic, emulated:display; may be given several times.",
+    "in the appliance emulated:nvme,path=FILE, emulated:nic[,forward=PORT:PORT], emulated:display; may be given "
+    "several times.",
 )
 @option(
     "--screenshot",

@@ -44,7 +44,7 @@ _LEFT_OUT = (
     "*/tools/testing/*",
     "*/tools/perf/*",
     "*/sound/*/*.[ch]",
-    "*/drivers/gpu/*/*.[ch]",
+    "*/drivers/gpu/drm/[ainmrx]*/*.[ch]",
     "*/drivers/media/*/*.[ch]",
     "*/drivers/staging/*/*.[ch]",
     "*/drivers/infiniband/*/*.[ch]",

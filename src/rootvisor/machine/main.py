@@ -25,6 +25,7 @@ from .devices import Devices
 from .kernel_arguments import kernel_command_line, wants_log
 from .operator import Operator
 from .outcome import STATUS_FAILURE, ending, exit_status, write_report
+from .serial_input import SerialInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +77,14 @@ class Machine:
         self._devices: Devices | None = None
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._consoles = Consoles(description, self._open_log())
-        tty = bool(description.get("tty")) and "console" in description["devices"]
+        #: with a foreign root and no virtio console, the serial port has the terminal
+        self._on_serial = not (
+            self._consoles.agent
+            or "console" in description["devices"]
+            or description["kernel"].get("multiboot")
+        )
+        self._serial_input: SerialInput | None = None
+        tty = bool(description.get("tty")) and ("console" in description["devices"] or self._on_serial)
         self._operator = Operator(self._consoles, tty=tty)
         kvm = Kvm()
         scheduler = SCHEDULER_ROOT if description.get("scheduler") == "root" else SCHEDULER_HYPERVISOR
@@ -116,6 +124,8 @@ class Machine:
             hide=tuple(description.get("hide") or ()),
         )
         partition = self._computer.partition
+        if self._on_serial:
+            self._serial_input = SerialInput(self._consoles.terminal_input, self._computer.serial)
         if description.get("watch_deposits"):
             self._hypervisor.root.watch_deposits()
         if description.get("trace"):
@@ -163,6 +173,9 @@ class Machine:
             waiting.register(fault_fd, POLLIN)
         window = self._devices.console if self._devices is not None else None
         self._operator.begin(waiting, partition, computer.power, window, self._agent_ready)
+        serial_input = self._serial_input
+        if serial_input is not None:
+            serial_input.attach(waiting)
         partition.start()
         while not partition.ended:
             limit: float = _FLUSH_MS
@@ -182,9 +195,11 @@ class Machine:
                     consoles.read_log()
                 elif assigned is not None and fd == fault_fd:
                     assigned.report_faults()
-                else:
+                elif serial_input is None or not serial_input.handle(fd):
                     self._operator.handle(fd)
             computer.serial.flush()
+            if serial_input is not None:
+                serial_input.push()
             # A guest that writes and then stays quiet: nobody else would look at its coalesced writes.
             partition.vm.coalesced.drain(partition.ports.write, partition.mmio.write)
             self._hypervisor.statistics.tick()

@@ -53,6 +53,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "devices": ["console", "rng", "fs", "disk"],
         "assigned": [],
         "screen_port": None,
+        "display": False,
         "scheduler": "hypervisor",
         "trace": None,
         "timeout_s": 2.5,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ NIC = "0000:01:00.0"
         ("pci:0000:01:00.0", f"pci:{NIC}"),
         ("emulated:nic", "emulated:nic"),
         ("emulated:nvme,path=/a,b=c.img", "emulated:nvme,path=/a,b=c.img"),
+        ("emulated:nic,forward=2222:22,forward=8080:80", "emulated:nic,forward=2222:22,forward=8080:80"),
     ],
 )
 def test_devices_are_parsed(text: str, value: str) -> None:
@@ -43,7 +45,13 @@ def test_devices_are_parsed(text: str, value: str) -> None:
         ("emulated:nvme", "needs an image, for example"),
         ("emulated:nvme,path=", "needs an image"),
         ("emulated:nvme,size=4G", "'size=4G' is no setting"),
-        ("emulated:nic,path=x", "has no image"),
+        ("emulated:nic,path=x", "'path=x' is no setting of a network card; use forward=2222:22"),
+        ("emulated:nic,forward=22", "'22' are no ports; write PORT-HERE:PORT-THERE"),
+        ("emulated:nic,forward=0:22", "are no ports"),
+        ("emulated:nic,forward=1:65536", "are no ports"),
+        ("emulated:nic,forward=1:2:3", "are no ports"),
+        ("emulated:nic,forward=1:2,", "'' is no setting"),
+        ("emulated:display,path=x", "has no image"),
     ],
 )
 def test_what_is_no_device_is_refused_with_a_reason(text: str, words: str) -> None:
@@ -98,6 +106,27 @@ def test_emulated_devices_have_places_of_their_own(tmp_path: Path) -> None:
     assert f"if=none,id=backend0,file={str(image).replace(',', ',,')},format=raw,discard=unmap" in words
     assert "nvme,id=hardware0,addr=0x10,bus=pcie.0,drive=backend0,serial=rootvisor0" in words
     assert "e1000e,id=hardware2,addr=0x12,bus=pcie.0,netdev=backend2" in words
+
+
+def test_ports_of_this_machine_lead_to_the_network_card() -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))
+        busy, port = (one.getsockname()[1] for one in (taken, free))
+        free.close()
+        placed = hardware.place((f"emulated:nic,forward={port}:22",), "appliance")
+        words = emulated.qemu_arguments(placed.emulated)
+        assert f"user,id=backend0,hostfwd=tcp:127.0.0.1:{port}-:22" in words
+        with pytest.raises(UserError, match=f"port {busy}: address already in use; give another port"):
+            hardware.place((f"emulated:nic,forward={busy}:22",), "appliance")
+
+
+def test_a_display_of_either_kind_is_known_as_one(host: FakeHost) -> None:
+    host.add(NIC, class_code=0x030000)
+    host.add("0000:02:00.0", group=2)
+    assert hardware.place((f"pci:{NIC}",), "kvm").display
+    assert not hardware.place(("pci:0000:02:00.0",), "kvm").display
+    assert hardware.place(("emulated:nic", "emulated:display"), "appliance").display
 
 
 def test_too_many_devices_are_refused() -> None:
