@@ -18,7 +18,7 @@ import pytest
 
 from rootvisor import kernels
 from rootvisor.appliance import check
-from tests.integration.debian_root import LOAD_BYTES, PATIENCE_S, DebianRoot, iperf3_server
+from tests.integration.debian_root import PATIENCE_S, DebianRoot, iperf3_server
 from tests.vmm import debian
 
 LOAD_S = int(os.environ.get("ROOTVISOR_HARDWARE_LOAD_S", "0"))
@@ -92,7 +92,7 @@ def test_debian_boots_from_nvme_and_is_reached_through_its_card(machine: DebianR
 #: Counters of the root's own VPs, which the hypervisor refreshes once a second, as the kernel shows them.
 COUNTERS = r"""
 sleep 2
-cat /sys/kernel/debug/mshv/partition/self/vp/*/stats |
+cat /sys/kernel/debug/mshv/partition/*/vp/*/stats |
     awk '/VpNestedPageFaultInterceptsCount|VpIoInstructionsCount|VpHypercallsCount|VpMsrAccessesCount/ {
         sum[$1] += $NF } END { for (name in sum) print name, sum[name] }' | tr -d :
 """
@@ -131,9 +131,8 @@ def test_disk_and_card_under_load_lose_nothing_while_processors_come_and_go(
     before = counters(machine)
     count = sum(done_by(machine.ssh(FIO + "10")))
     spent = {name: value - before[name] for name, value in counters(machine).items()}
-    print(f"{count} reads and writes of the disk: {spent}")
-    assert spent["VpNestedPageFaultInterceptsCount"] < count // 100 + 50, spent
-    assert spent["VpHypercallsCount"] < count // 100 + 50, spent
+    print(f"{count} reads and writes of the disk, exits to the hypervisor: {spent}")
+    assert len(spent) == 4 and count >= 200 and sum(spent.values()) <= count // 100, (count, spent)
     with iperf3_server(tmp_path) as port:
         network = f"iperf3 --client 10.0.2.2 --port {port} --bidir --time {LOAD_S} --interval 10 --json"
         machine.ssh(
@@ -155,6 +154,5 @@ def test_disk_and_card_under_load_lose_nothing_while_processors_come_and_go(
         pieces = [interval[name]["bytes"] for interval in moved["intervals"]]
         assert len(pieces) >= LOAD_S // 10 - 1 and all(pieces), f"{name}: bytes in each 10 s: {pieces}"
         print(f"iperf3 {name}: {sum(pieces) >> 20} MiB, {min(pieces) >> 20} in the poorest 10 s")
-    print(interrupts, f"exits of the run: {report['exits']}, interrupts: {report['interrupts']}")
+    print(interrupts, f"exits of the run: {report['exits']}")
     assert reads and writes and turns >= LOAD_S // 10, (reads, writes, turns)
-    assert LOAD_BYTES
