@@ -14,8 +14,7 @@ import pytest
 
 from rootvisor import bench
 from rootvisor.boot.busybox import find_busybox
-from rootvisor.boot.cpio import CpioWriter
-from rootvisor.boot.modules import ModuleTree
+from rootvisor.boot.busybox_guest import archive
 from rootvisor.cli.output import Progress
 from rootvisor.kernels import cache_dir, find
 from rootvisor.peers.guest import filler, md5
@@ -110,16 +109,5 @@ def write(folder: Path, groups: Collection[str] = ()) -> Path:
 
 def initramfs(modules: str | None, tool: Path) -> bytes:
     """busybox, the tool, the init script, the modules that the kernel has not built in."""
-    archive = CpioWriter()
-    archive.directory("/dev")
-    archive.character_device("/dev/console", 5, 1)
-    archive.file("/init", (HERE / "guest_init").read_bytes(), 0o755)
-    archive.file("/bin/busybox", Path(find_busybox(str(cache_dir() / "initramfs"))).read_bytes(), 0o755)
-    archive.file("/bin/tool", tool.read_bytes(), 0o755)
-    tree = ModuleTree(modules) if modules is not None else None
-    order = tree.load_order(MODULES) if tree is not None else []
-    archive.file("/modules/order", "".join(f"{name}\n" for name in order).encode())
-    for name in order:
-        assert tree is not None
-        archive.file(f"/modules/{name}.ko", tree.read(name))
-    return archive.finish()
+    busybox = find_busybox(str(cache_dir() / "initramfs"))
+    return archive(str(HERE / "guest_init"), busybox, modules, MODULES, {"/bin/tool": str(tool)})

@@ -15,6 +15,7 @@ import time
 from select import POLLIN, poll
 
 from rootvisor.bench.guest_code import MARKER
+from rootvisor.peers.inner import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,26 +128,11 @@ def qemu_argv(
 
 def _watch(name: str, argv: list[str], fds: tuple[int, ...], started: float | None = None) -> Boot:
     """Start a process, wait for the marker and for its end. Raises BootError."""
-    output_read, output_write = os.pipe2(os.O_CLOEXEC)
-    error_read, error_write = os.pipe2(os.O_CLOEXEC)
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for fd in fds:
         os.set_inheritable(fd, True)
     if started is None:
         started = time.monotonic()
-    pid = os.posix_spawn(
-        argv[0],
-        argv,
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, null, 0),
-            (os.POSIX_SPAWN_DUP2, output_write, 1),
-            (os.POSIX_SPAWN_DUP2, error_write, 2),
-        ],
-        setpgroup=0,
-    )
-    for fd in (null, output_write, error_write):
-        os.close(fd)
+    pid, output_read, error_read = spawn(argv)
     status: int | None = None
     text = {output_read: b"", error_read: b""}
     marked: float | None = None

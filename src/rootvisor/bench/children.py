@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rootvisor.bench import child_code, outer
-from rootvisor.kernels import Kernel
 from rootvisor.peers import job as peer_job
 from rootvisor.peers.errors import PeerError
 
@@ -29,23 +27,11 @@ _APPLIANCE_MIB = 1280
 _DEADLINE_S = 1500.0
 
 
-@dataclass(frozen=True, slots=True)
-class ChildrenRequest:
-    """`qemu` is a QEMU with both accelerators, or None (then `qemu_problem` says why); `runs` guests per side."""
-
-    kernel: Kernel
-    qemu: str | None
-    qemu_problem: str | None
-    runs: int
-    python: Sequence[str]
-    root_argv: Callable[[Sequence[str]], list[str]]
-    """The command that boots a root partition, runs a command in it, and gives it its standard streams."""
-
-
 def measure(
-    request: ChildrenRequest, folder: Path, *, appliance: bool, progress: Callable[[str], None]
+    request: outer.RootRequest, folder: Path, *, appliance: bool, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run the bench; `folder` is private, empty, and visible in the appliance and in the root partition.
+    """Run the bench; `runs` is guests under QEMU on each side, `folder` is private, empty, and visible in the appliance
+    and in the root partition.
 
     Gives the inner part's results, with `qemu`: None, or why there are no guests under QEMU. Raises
     `outer.BenchError`, also when there is no C compiler.
@@ -96,7 +82,7 @@ def _in_root(*commands: Sequence[str] | None) -> list[str]:
     return ["/bin/sh", "-c", "; ".join([*steps, "exit 0"]), "sh", *words]
 
 
-def _boots(request: ChildrenRequest, folder: Path, side: str) -> list[str]:
+def _boots(request: outer.RootRequest, folder: Path, side: str) -> list[str]:
     """The command that boots the guests under QEMU on one side. The first round only fills the page cache."""
     assert request.qemu is not None
     place = folder / side

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from rootvisor.appliance import ApplianceError, Request
 from rootvisor.appliance import run as run_in_appliance
 from rootvisor.bench import exits, guest_code
+from rootvisor.kernels import Kernel
 
 _APPLIANCE_MIB = 3072
 _DEADLINE_S = 1200.0
@@ -45,6 +46,20 @@ class BenchRequest:
     python: Sequence[str]
     machine_argv: Sequence[str]
     only: Literal["boots", "exits"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RootRequest:
+    """What benches in a root partition have in common. `kernel` is the root's and the guests'; `qemu` is a QEMU with
+    `-accel mshv`, or None (then `qemu_problem` says why); `runs` is how often each thing is measured."""
+
+    kernel: Kernel
+    qemu: str | None
+    qemu_problem: str | None
+    runs: int
+    python: Sequence[str]
+    root_argv: Callable[[Sequence[str]], list[str]]
+    """The command that boots a root partition, runs a command in it, and gives it its standard streams."""
 
 
 def measure(

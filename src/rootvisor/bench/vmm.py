@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rootvisor.bench import outer, vmm_inner
 from rootvisor.boot.busybox import find_busybox
-from rootvisor.boot.cpio import CpioWriter
-from rootvisor.kernels import Kernel, cache_dir
+from rootvisor.boot.busybox_guest import archive
+from rootvisor.kernels import cache_dir
 
 GUEST_MIB = 256
 DISK_MIB = 64
@@ -26,25 +25,16 @@ _APPLIANCE_MIB = 1024
 _DEADLINE_S = 2400.0
 
 
-@dataclass(frozen=True, slots=True)
-class VmmRequest:
-    """`vmm` is the command line of `rootvisor vmm` up to its options; `qemu` a QEMU with `-accel mshv`, or None (then
-    `qemu_problem` says why); `runs` guests of each kind on each side."""
-
-    kernel: Kernel
-    vmm: Sequence[str]
-    qemu: str | None
-    qemu_problem: str | None
-    runs: int
-    python: Sequence[str]
-    root_argv: Callable[[Sequence[str]], list[str]]
-    """The command that boots a root partition, runs a command in it, and gives it its standard streams."""
-
-
 def measure(
-    request: VmmRequest, folder: Path, *, appliance: bool, progress: Callable[[str], None]
+    request: outer.RootRequest,
+    vmm: Sequence[str],
+    folder: Path,
+    *,
+    appliance: bool,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run the bench; `folder` is private, empty, and visible in the appliance and in the root partition.
+    """Run the bench: guests of each kind on each side. `vmm` is the command line of `rootvisor vmm` up to its options;
+    `folder` is private, empty, and visible in the appliance and in the root partition.
 
     Gives the inner part's results, with `qemu`: None, or why that column is empty. Raises `outer.BenchError`, also
     when there is no C compiler.
@@ -54,12 +44,12 @@ def measure(
         raise outer.BenchError(f"{problem}", "the load on guests is a program in C")
     (folder / "initramfs").write_bytes(initramfs(Path(load)))
     kernel = str(request.kernel.vmlinux or request.kernel.image)
-    sides = {"rootvisor": [*request.vmm, *vmm_options(kernel, str(folder / "initramfs"))]}
+    sides = {"rootvisor": [*vmm, *vmm_options(kernel, str(folder / "initramfs"))]}
     if request.qemu is not None:
         sides["qemu"] = qemu_argv(request.qemu, kernel, str(folder / "initramfs"))
     job = {
         "sides": sides,
-        "restore_argv": list(request.vmm),
+        "restore_argv": list(vmm),
         "serve_argv": [load, "serve", str(PORT)],
         "disk_bytes": DISK_MIB << 20,
         "port": PORT,
@@ -90,13 +80,8 @@ def measure(
 
 def initramfs(load: Path) -> bytes:
     """The guests' initial ramdisk, for a kernel that has its drivers built in."""
-    archive = CpioWriter()
-    archive.directory("/dev")
-    archive.character_device("/dev/console", 5, 1)
-    archive.file("/init", Path(__file__).with_name("guest_init").read_bytes(), 0o755)
-    archive.file("/bin/busybox", Path(find_busybox(str(cache_dir() / "initramfs"))).read_bytes(), 0o755)
-    archive.file("/bin/load", load.read_bytes(), 0o755)
-    return archive.finish()
+    init = str(Path(__file__).with_name("guest_init"))
+    return archive(init, find_busybox(str(cache_dir() / "initramfs")), programs={"/bin/load": str(load)})
 
 
 def vmm_options(kernel: str, initrd: str) -> list[str]:

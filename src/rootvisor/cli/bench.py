@@ -124,16 +124,16 @@ def children(runs: int, engine: str, as_json: bool) -> None:
     A VMM in the root partition, a hundred lines of C, and an unmodified QEMU do through /dev/mshv what the same
     programs do with KVM on the same engine, in one run.
     """
-    from rootvisor.bench.children import COUNT, ROOT_MIB, ChildrenRequest, measure
+    from rootvisor.bench.children import COUNT, ROOT_MIB, measure
     from rootvisor.bench.children_rows import document, rows
+    from rootvisor.bench.outer import RootRequest
     from rootvisor.cli.bench_preparation import Preparation, measure_in_root
     from rootvisor.cli.bench_report import report
 
-    def run(ready: Preparation, common: dict[str, Any]) -> dict[str, Any]:
-        request = ChildrenRequest(runs=runs, **common)
+    def run(ready: Preparation, request: RootRequest) -> dict[str, Any]:
         return measure(request, ready.folder, appliance=ready.in_appliance, progress=ready.progress)
 
-    measured = measure_in_root(engine, ROOT_MIB, run)
+    measured = measure_in_root(engine, ROOT_MIB, runs, run)
     report(
         measured,
         rows(measured.results, COUNT),
@@ -156,16 +156,17 @@ def vmm(runs: int, engine: str, as_json: bool) -> None:
     `rootvisor vmm` and an unmodified QEMU (-M microvm -accel mshv) run the same guest in the same root partition, in
     turns: same kernel, initial ramdisk and disk image. QEMU's network is its own (user), ours is passt.
     """
-    from rootvisor.bench.vmm import ROOT_MIB, VmmRequest, command_of_vmm, measure
+    from rootvisor.bench.outer import RootRequest
+    from rootvisor.bench.vmm import ROOT_MIB, command_of_vmm, measure
     from rootvisor.bench.vmm_rows import document, rows
     from rootvisor.cli.bench_preparation import Preparation, measure_in_root
     from rootvisor.cli.bench_report import report
 
-    def run(ready: Preparation, common: dict[str, Any]) -> dict[str, Any]:
-        request = VmmRequest(runs=runs, vmm=command_of_vmm(sys.executable), **common)
-        return measure(request, ready.folder, appliance=ready.in_appliance, progress=ready.progress)
+    def run(ready: Preparation, request: RootRequest) -> dict[str, Any]:
+        vmm = command_of_vmm(sys.executable)
+        return measure(request, vmm, ready.folder, appliance=ready.in_appliance, progress=ready.progress)
 
-    measured = measure_in_root(engine, ROOT_MIB, run)
+    measured = measure_in_root(engine, ROOT_MIB, runs, run)
     report(
         measured,
         rows(measured.results),

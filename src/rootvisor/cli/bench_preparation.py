@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rootvisor.bench.outer import BenchError
+from rootvisor.bench.outer import BenchError, RootRequest
 from rootvisor.cli.bench_report import Measured
 from rootvisor.cli.description import RunOptions
 from rootvisor.cli.engine import EngineChoice, choose_engine
@@ -56,10 +56,12 @@ def preparation(engine: str) -> Iterator[Preparation]:
 
 
 def measure_in_root(
-    engine: str, root_mib: int, measure: Callable[[Preparation, dict[str, Any]], dict[str, Any]]
+    engine: str,
+    root_mib: int,
+    runs: int,
+    measure: Callable[[Preparation, RootRequest], dict[str, Any]],
 ) -> Measured:
-    """A bench in a root partition of the kernel mshv, with QEMU beside where it is to be had. `measure` is given what
-    its request has in common with others: the kernel, QEMU, and how a root partition is started."""
+    """A bench in a root partition of the kernel mshv, with QEMU beside where it is to be had."""
     with preparation(engine) as ready:
         kernel = cached_kernel("mshv", ready.progress)
         qemu, problem = None, None
@@ -74,11 +76,12 @@ def measure_in_root(
             )
             return ready.machine_argv(options, "root")
 
-        request = {
-            "kernel": kernel,
-            "qemu": qemu,
-            "qemu_problem": problem,
-            "python": python_argv(),
-            "root_argv": root_argv,
-        }
+        request = RootRequest(
+            kernel=kernel,
+            qemu=qemu,
+            qemu_problem=problem,
+            runs=runs,
+            python=python_argv(),
+            root_argv=root_argv,
+        )
         return Measured(ready.engine, measure(ready, request), f"{kernel.name} {kernel.version}")

@@ -31,23 +31,10 @@ def ramdisk(modules_dir: str | None, busybox: str) -> bytes:
 
     Raises `rootvisor.boot.errors.InitramfsError` when the kernel lacks a driver.
     """
-    from rootvisor.boot.cpio import CpioWriter
-    from rootvisor.boot.modules import ModuleTree
+    from rootvisor.boot.busybox_guest import archive
 
-    archive = CpioWriter()
-    archive.directory("/dev")
-    archive.character_device("/dev/console", 5, 1)
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), _INIT), "rb") as file:
-        archive.file("/init", file.read(), 0o755)
-    with open(busybox, "rb") as file:
-        archive.file("/bin/busybox", file.read(), 0o755)
-    tree = ModuleTree(modules_dir) if modules_dir is not None else None
-    order = tree.load_order(_MODULES) if tree is not None else []
-    archive.file("/modules/order", "".join(f"{name}\n" for name in order).encode())
-    for name in order:
-        assert tree is not None
-        archive.file(f"/modules/{name}.ko", tree.read(name))
-    return archive.finish()
+    init = os.path.join(os.path.dirname(os.path.abspath(__file__)), _INIT)
+    return archive(init, busybox, modules_dir, _MODULES)
 
 
 def filler(size: int, seed: int) -> bytes:

@@ -33,6 +33,28 @@ _TAIL_BYTES = 6000
 _DEBUGFS = "/sys/kernel/debug"
 
 
+def spawn(argv: list[str]) -> tuple[int, int, int]:
+    """Start a program in a process group of its own, without input: its pid, and where to read its standard output and
+    standard error."""
+    output_read, output_write = os.pipe2(os.O_CLOEXEC)
+    error_read, error_write = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    pid = os.posix_spawn(
+        argv[0],
+        argv,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, null, 0),
+            (os.POSIX_SPAWN_DUP2, output_write, 1),
+            (os.POSIX_SPAWN_DUP2, error_write, 2),
+        ],
+        setpgroup=0,
+    )
+    for fd in (null, output_write, error_write):
+        os.close(fd)
+    return pid, output_read, error_read
+
+
 class Boot:
     """One guest while it runs: its process, what it has printed, what it has said."""
 
@@ -46,27 +68,10 @@ class Boot:
         self.text: dict[int, bytes] = {}
         self._line = b""
         self.status: int | None = None
-        console_read, console_write = os.pipe2(os.O_CLOEXEC)
-        error_read, error_write = os.pipe2(os.O_CLOEXEC)
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self.console, self.errors = console_read, error_read
-        self.text = {console_read: b"", error_read: b""}
-        argv = guest["argv"]
-        self.pid = os.posix_spawn(
-            argv[0],
-            argv,
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, null, 0),
-                (os.POSIX_SPAWN_DUP2, console_write, 1),
-                (os.POSIX_SPAWN_DUP2, error_write, 2),
-            ],
-            setpgroup=0,
-        )
+        self.pid, self.console, self.errors = spawn(guest["argv"])
         if fifo:
             os.sched_setscheduler(self.pid, os.SCHED_FIFO, os.sched_param(1))
-        for fd in (null, console_write, error_write):
-            os.close(fd)
+        self.text = {self.console: b"", self.errors: b""}
 
     def feed(self, fd: int, data: bytes) -> None:
         """Take output; a kernel that says it is lost is killed at once."""

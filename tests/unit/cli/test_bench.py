@@ -45,7 +45,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, bzimage: Path) -> Callable[[Any, d
     def install(module: Any, results: dict[str, Any]) -> list[Any]:
         requests: list[Any] = []
 
-        def measure(request: Any, folder: Path, *, appliance: bool, progress: Any) -> dict[str, Any]:
+        def measure(request: Any, *arguments: Any, appliance: bool, progress: Any) -> dict[str, Any]:
+            folder = arguments[-1]
             assert folder.is_dir() and not list(folder.iterdir()) and not appliance and progress
             requests.append(request)
             return results | {"qemu": getattr(request, "qemu_problem", results.get("qemu"))}
