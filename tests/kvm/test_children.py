@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from tests.children import code
 from tests.children.assembler import write_images
 from tests.kvm.command import run_root
+from tests.kvm.runner_output import RunnerOutput
 
 CHILDREN = Path(__file__).resolve().parents[1] / "children"
 GROUPS = sorted(path.stem for path in (CHILDREN / "groups").glob("[a-z]*.py"))
@@ -48,39 +48,9 @@ CASES = [
 ]
 
 
-class Outcome:
-    """What a root partition said: ``failures`` has the lines behind each test that ended; ``facts`` is its report."""
-
-    def __init__(self, process: subprocess.CompletedProcess[bytes], facts: dict[str, Any]) -> None:
-        self.status = process.returncode
-        self.errors = process.stderr.decode(errors="replace")
-        self.text = process.stdout.decode(errors="replace")
-        self.facts = facts
-        self.failures: dict[str, list[str]] = {}
-        self.figures: dict[str, list[str]] = {}
-        self.ended = False
-        lines: list[str] = []
-        notes: list[str] = []
-        for line in self.text.splitlines():
-            word, _, rest = line.partition(" ")
-            if word in ("pass", "fail"):
-                name = rest.split()[0]
-                lines = self.failures[name] = [f"failed after {rest.split()[1]} s"] if word == "fail" else []
-                self.figures[name], notes = notes, []
-            elif word == "note":
-                notes.append(rest)
-            elif line == "end":
-                self.ended = True
-            else:
-                lines.append(line)
-
-    def __str__(self) -> str:
-        return f"root partition: status {self.status}\n{self.text[-3000:]}\n{self.errors[-3000:]}"
-
-
 @functools.cache
-def outcome(group: str, scheduler: str) -> Outcome:
-    """Boots a root partition and runs the group in it."""
+def outcome(group: str, scheduler: str) -> tuple[RunnerOutput, dict[str, Any]]:
+    """Boots a root partition and runs the group in it; what it said, and its report."""
     options = getattr(module(group), "OPTIONS", ("--vps", "2"))
     with tempfile.TemporaryDirectory() as folder:
         images, report = Path(folder) / "images", Path(folder) / "report"
@@ -93,7 +63,7 @@ def outcome(group: str, scheduler: str) -> Outcome:
             ],
             timeout_s=getattr(module(group), "LIMIT_S", LIMIT_S),
         )
-        return Outcome(process, json.loads(report.read_text()) if report.exists() else {})
+        return RunnerOutput(process), json.loads(report.read_text()) if report.exists() else {}
 
 
 @pytest.mark.timeout(1200)
@@ -101,27 +71,18 @@ def outcome(group: str, scheduler: str) -> Outcome:
 def test_child(
     group: str, scheduler: str, name: str, record_property: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = outcome(group, scheduler)
+    done, _facts = outcome(group, scheduler)
     wanted = os.environ.get("ROOTVISOR_CHILDREN_TESTS", "").split()
     if wanted and name not in wanted:
         pytest.skip("not asked for")
-    if name not in done.failures:
-        pytest.fail(f"the test did not end; {done}")
-    for figure in done.figures[name]:
-        record_property("figure", figure)
-        with capsys.disabled():
-            print(f" {figure}", end="", flush=True)
-    if done.failures[name]:
-        pytest.fail("\n".join(done.failures[name]))
+    done.judge(name, record_property, capsys)
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("group", "scheduler"), dict.fromkeys(case[:2] for case in CASES))
 def test_root_partition_of_a_group_ends_well_and_has_its_memory_back(group: str, scheduler: str) -> None:
-    done = outcome(group, scheduler)
-    assert done.ended, str(done)
-    assert done.status == (1 if any(done.failures.values()) else 0), str(done)
-    assert done.errors == "", done.errors
-    assert done.facts["ended"] == "poweroff"
-    deposits = done.facts["deposits"]
+    done, facts = outcome(group, scheduler)
+    done.ended_well()
+    assert facts["ended"] == "poweroff"
+    deposits = facts["deposits"]
     assert deposits["in_use"] == 0 and deposits.get("lost", 0) == 0, deposits

@@ -21,6 +21,7 @@ import pytest
 from rootvisor.appliance import check
 from tests.kvm.command import run_root
 from tests.kvm.conftest import unusable
+from tests.kvm.runner_output import RunnerOutput
 from tests.vmm import debian, job
 
 HERE = Path(__file__).resolve().parent
@@ -67,38 +68,9 @@ def engine() -> None:
         pytest.skip(f"neither KVM nor the appliance works here: {[str(one) for one in problems]}")
 
 
-class Outcome:
-    """What the root partition said: ``failures`` has the lines behind each test that ended."""
-
-    def __init__(self, status: int, text: str, errors: str) -> None:
-        self.status, self.text, self.errors = status, text, errors
-        self.failures: dict[str, list[str]] = {}
-        self.figures: dict[str, list[str]] = {}
-        self.ended = False
-        #: why there is no Debian for those tests that need it
-        self.no_debian = ""
-        lines: list[str] = []
-        notes: list[str] = []
-        for line in text.splitlines():
-            word, _, rest = line.partition(" ")
-            if word in ("pass", "fail"):
-                name, seconds = rest.split()
-                lines = self.failures[name] = [f"failed after {seconds} s"] if word == "fail" else []
-                self.figures[name], notes = notes, []
-            elif word == "note":
-                notes.append(rest)
-            elif line == "end":
-                self.ended = True
-            elif word != "begin":
-                lines.append(line)
-
-    def __str__(self) -> str:
-        return f"root partition: status {self.status}\n{self.text[-3000:]}\n{self.errors[-3000:]}"
-
-
 @functools.cache
-def outcome() -> Outcome:
-    """Boots a root partition and runs everything in it."""
+def outcome() -> tuple[RunnerOutput, str]:
+    """Boots a root partition and runs everything in it; what it said, and why Debian's tests are left out."""
     with tempfile.TemporaryDirectory() as folder:
         cases, no_debian = CASES, ""
         try:
@@ -116,29 +88,16 @@ def outcome() -> Outcome:
             timeout_s=LIMIT_S,
             engine="auto",
         )
-    found = Outcome(
-        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
-    found.no_debian = no_debian
-    return found
+    return RunnerOutput(done), no_debian
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_guest(name: str, record_property: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    done = outcome()
-    if done.no_debian and name.startswith("debian:"):
-        pytest.skip(done.no_debian)
-    if name not in done.failures:
-        pytest.fail(f"the test did not end; {done}")
-    for figure in done.figures[name]:
-        record_property("figure", figure)
-        with capsys.disabled():
-            print(f" {figure}", end="", flush=True)
-    if done.failures[name]:
-        pytest.fail("\n".join(done.failures[name]))
+    done, no_debian = outcome()
+    if no_debian and name.startswith("debian:"):
+        pytest.skip(no_debian)
+    done.judge(name, record_property, capsys)
 
 
 def test_root_partition_ends_well() -> None:
-    done = outcome()
-    assert done.ended and done.status == (1 if any(done.failures.values()) else 0), str(done)
-    assert done.errors == "", done.errors
+    outcome()[0].ended_well()

@@ -11,7 +11,8 @@ from rootvisor.boot.errors import InitramfsError
 
 def entries(data: bytes) -> dict[str, tuple[int, bytes]]:
     """Name to mode and content of a cpio archive (newc)."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
         name = data[at + 110 : at + 110 + fields[11] - 1].decode()
