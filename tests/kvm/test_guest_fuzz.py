@@ -35,7 +35,6 @@ MEMORY_LIMIT = 8 << 20
 #: Pages that the guest may lose to overlays, and operands that nothing overlays.
 OVERLAYS, OPERANDS, OPERAND_PAGES = 0xB00000, 0xC00000, 64
 ENTRY, USER_RDMSR, USER_WRMSR = g.SPARE, g.SPARE + 0x40, g.SPARE + 0x50
-DENIED_EXTENDED = range(0x8001, 0x8042)
 #: MSRs that move a page of the hypervisor's.
 PAGES = (msrs.SIMP, msrs.SIEFP, msrs.SIRBP, msrs.VP_ASSIST_PAGE, msrs.REFERENCE_TSC)
 TIMERS = range(msrs.STIMER0_CONFIG, msrs.STIMER0_CONFIG + 8)

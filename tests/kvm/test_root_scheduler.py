@@ -19,7 +19,6 @@ BLOCKED, READY = intercepts.DISPATCH_STATE_BLOCKED, intercepts.DISPATCH_STATE_RE
 OTHER, SUSPEND, INTERCEPT = range(3)
 OUT_THEN_HALT = b"\xe6\x80\xfb\xf4\xe6\x81\xeb\xfe"  # out 0x80; sti; hlt; out 0x81; jmp $
 SPIN = b"\xff\x06\x00\x20\xeb\xfa"  # inc word [0x2000]; jmp
-HALT_FOREVER = b"\xfa\xf4\xeb\xfd"
 IRET = b"\xcf"
 
 

@@ -35,7 +35,6 @@ VMMS = Path(__file__).resolve().parents[1] / "children" / "vmms.py"
 #: Bytes that the interpreter may hold back.
 MEMORY_LIMIT = 4 << 20
 RESERVATION = 1 << 33
-LINE_LIMIT_S = 300
 assert guests_at_work.DONE in code.ALL
 
 
@@ -165,6 +164,15 @@ def check_accounts(root: Root) -> None:
     assert (deposits["of_children"], deposits["lost"], deposits["accesses"]) == (0, 0, 0), deposits
 
 
+def figure_at_end(root: Root) -> str:
+    """What the program says of itself at last; the root has ended well, and all accounts are even."""
+    figure = root.until("figure").partition(" ")[2]
+    status, errors = root.end()
+    assert (status, errors) == (0, ""), errors
+    check_accounts(root)
+    return figure
+
+
 @pytest.mark.timeout(3300)
 @pytest.mark.parametrize("scheduler", ["hypervisor", "root"])
 def test_killed_vmms_leave_nothing_behind(
@@ -181,10 +189,7 @@ def test_killed_vmms_leave_nothing_behind(
         now = root.settled(before)
         mappings = max(mappings, now.mappings)
         root.go_on()
-    figure = root.until("figure").partition(" ")[2]
-    status, errors = root.end()
-    assert (status, errors) == (0, ""), errors
-    check_accounts(root)
+    figure = figure_at_end(root)
     grown = now.memory - before.memory
     figure += f"; mappings {before.mappings}, at most {mappings}; memory {grown >> 10:+} KiB"
     record_property("kills", figure)
@@ -208,10 +213,7 @@ def test_partitions_come_and_go_without_growth_of_the_hypervisor(
         done = int(root.until("cycles ").split()[1].rstrip("?"))
         now = root.settled(before)
         root.go_on()
-    figure = root.until("figure").partition(" ")[2]
-    status, errors = root.end()
-    assert (status, errors) == (0, ""), errors
-    check_accounts(root)
+    figure = figure_at_end(root)
     grown = now.memory - before.memory
     figure += f"; mappings {now.mappings - before.mappings:+}, memory {grown >> 10:+} KiB"
     record_property("cycles", figure)
@@ -232,10 +234,7 @@ def test_sixteen_children_of_128_mib_work_at_once(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     root.go_on()
-    figure = root.until("figure").partition(" ")[2]
-    status, errors = root.end()
-    assert (status, errors) == (0, ""), errors
-    check_accounts(root)
+    figure = figure_at_end(root)
     record_property("many", figure)
     with capsys.disabled():
         print(f" {figure}", flush=True)

@@ -121,7 +121,7 @@ def bench(
 def children(runs: int, engine: str, as_json: bool) -> None:
     """Measure child partitions: guests under QEMU, intercepts, memory.
 
-    A VMM in the root partition, a hundred lines of C, and an unmodified QEMU do through /dev/mshv what the same
+    A VMM in the root partition, a few hundred lines of C, and an unmodified QEMU do through /dev/mshv what the same
     programs do with KVM on the same engine, in one run.
     """
     from rootvisor.bench.children import COUNT, ROOT_MIB, measure

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boots guests one after the other, or several at once, where the accelerator is: ``python -I -S inner.py JOB``.
 
-JOB is a JSON file that `outer` wrote:
+JOB is a JSON file that `job` wrote:
 
     guests      list of {name, argv, expected: {key: value}, timeout_s}
     parallel    how many run at the same time
