@@ -200,14 +200,14 @@ class EventRings:
             if is_open:
                 opened = True
             else:
-                self._empty(outlet, ring, homeless)
+                self._empty(ring, homeless)
         if opened:
             homeless.update(self._waiting)
             self._waiting.clear()
         for port in homeless:
             self.place(port, rung)
 
-    def _empty(self, outlet: Outlet, ring: EventRing, homeless: dict[Port, None]) -> None:
+    def _empty(self, ring: EventRing, homeless: dict[Port, None]) -> None:
         by_id = self._messages.port_of
         for slot, port_id in ring.withdraw():
             port = by_id(port_id)
@@ -220,7 +220,7 @@ class EventRings:
         """INIT of the root VP (see the module): rings are empty, heads 0; what they held goes elsewhere. Lock held."""
         homeless: dict[Port, None] = {}
         for ring in outlet.rings:
-            self._empty(outlet, ring, homeless)
+            self._empty(ring, homeless)
             ring.restart()
         for port in homeless:
             self.place(port, rung)

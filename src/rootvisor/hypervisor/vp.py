@@ -51,7 +51,6 @@ class VirtualProcessor:
         "hypercalls",
         "index",
         "interrupts",
-        "lp_index",
         "operand_pages",
         "partition",
         "stopping",
@@ -71,7 +70,6 @@ class VirtualProcessor:
         self.index = index
         self.vcpu = vcpu
         self.apic_id = vcpu.index
-        self.lp_index = index
         #: CREATE_VP has announced it (VP 0 exists from the start)
         self.created = index == 0
         self.trace: Sink | None = None

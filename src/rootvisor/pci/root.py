@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .bar import Bar
     from .function import PciFunction
-    from .platform import AddressSpace, IoHandler, PciPlatform
+    from .platform import AddressSpace, PciPlatform
 
 _BUS_BYTES = 1 << 20
 _DEVICES_PER_BUS = 32
@@ -53,7 +53,6 @@ class PciRoot:
         # What is decoded now: (is IO, base) -> (end, BAR); and what asks for an address it cannot have yet.
         self._decoded: dict[tuple[bool, int], tuple[int, Bar]] = {}
         self._refused: dict[Bar, PciFunction] = {}
-        self.config_ports = ConfigPorts(self)
         self.add(HostBridge(), 0)
 
     @property
@@ -203,41 +202,3 @@ class PciRoot:
             if self._map(bar, function.bar_address(bar)):
                 del self._refused[bar]
                 function.bar_moved(bar)
-
-
-class ConfigPorts:
-    """Ports 0xCF8..0xCFF: configuration mechanism #1 (PCI 3.0, 3.2.2.3.2). Register with a length of 8.
-
-    Only a 4-byte access at 0xCF8 is the address register. `reset_control`, when set, receives the other accesses
-    to 0xCF8..0xCFB with offsets counted from 0xCF8: on PCs 0xCF9 is the reset control register.
-    """
-
-    __slots__ = ("_address", "_root", "reset_control")
-
-    def __init__(self, root: PciRoot) -> None:
-        self._root = root
-        self._address = 0
-        self.reset_control: IoHandler | None = None
-
-    def read(self, offset: int, size: int) -> int:
-        """The address register at 0, the selected register at 4..7."""
-        if offset < 4:
-            if offset == 0 and size == 4:
-                return self._address
-            return reg.all_ones(size) if self.reset_control is None else self.reset_control.read(offset, size)
-        address = self._address
-        if not address >> 31 or offset + size > 8:
-            return reg.all_ones(size)
-        return self._root.config_read(address >> 8 & 0xFFFF, (address & 0xFC) + (offset & 3), size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """As `read`; what addresses nothing is dropped."""
-        if offset < 4:
-            if offset == 0 and size == 4:
-                self._address = value & 0x80FFFFFC
-            elif self.reset_control is not None:
-                self.reset_control.write(offset, size, value)
-            return
-        address = self._address
-        if address >> 31 and offset + size <= 8:
-            self._root.config_write(address >> 8 & 0xFFFF, (address & 0xFC) + (offset & 3), size, value)

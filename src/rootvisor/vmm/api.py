@@ -146,12 +146,11 @@ def _refuse_unless_stale(path: str) -> None:
 class _Connection:
     """A client: its socket, and what it has sent beyond the request that is served."""
 
-    __slots__ = ("data", "idle_since", "socket")
+    __slots__ = ("data", "socket")
 
     def __init__(self, fd: int) -> None:
         self.socket = socket(fileno=fd)
         self.data = bytearray()
-        self.idle_since = monotonic()
 
     def close(self) -> None:
         self.socket.close()

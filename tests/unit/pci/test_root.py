@@ -58,30 +58,6 @@ def test_ecam_reads_functions_and_all_ones_elsewhere(setup: Setup) -> None:
     assert setup.root.read(bdf << 12 | 0x100, 4) == 0
 
 
-@pytest.mark.parametrize(("port", "size", "expected"), [(4, 4, 0x10411AF4), (6, 2, 0x1041), (5, 1, 0x1A)])
-def test_config_ports_read_parts_of_a_register(setup: Setup, port: int, size: int, expected: int) -> None:
-    _, _, bdf = setup.add()
-    ports = setup.root.config_ports
-    ports.write(0, 4, 1 << 31 | bdf << 8)
-    assert ports.read(0, 4) == 1 << 31 | bdf << 8
-    assert ports.read(port, size) == expected
-
-
-def test_config_ports_disabled_or_crossing_read_all_ones(setup: Setup) -> None:
-    ports = setup.root.config_ports
-    assert ports.read(4, 4) == 0xFFFFFFFF
-    ports.write(0, 4, 1 << 31)
-    assert ports.read(6, 4) == 0xFFFFFFFF
-    assert ports.read(1, 1) == 0xFF
-
-
-def test_config_ports_give_reset_control_its_port(setup: Setup) -> None:
-    ports = setup.root.config_ports
-    ports.reset_control = Echo()
-    assert ports.read(1, 1) == 1
-    assert ports.read(0, 4) == 0
-
-
 def test_assign_bars_aligns_inside_windows_and_enables_nothing(setup: Setup) -> None:
     bars = [setup.add(1 << shift, wide=shift & 1 == 0) for shift in range(12, 24)]
     setup.root.assign_bars()

@@ -52,7 +52,6 @@ def _announce(root: RootPartition, vp_index: int, lp_index: int) -> None:
     announced = root.vps[vp_index]
     if root.hypervisor.logical_processors.get(lp_index) != announced.apic_id:
         raise HvError(status.INVALID_LP_INDEX)
-    announced.lp_index = lp_index
     announced.created = True
 
 
