@@ -50,6 +50,7 @@ soak: dev kernels ## the long forms: 30 boots in a row (BOOTS=N), fuzz, guests u
 	ROOTVISOR_SOAK=1 ROOTVISOR_GUEST_LOAD=1800 ROOTVISOR_GUEST_LOAD_HIDDEN=180 \
 	ROOTVISOR_KVM_TESTS=tests/kvm/test_guest_partition.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	scripts/kill-vmms
+	ROOTVISOR_HARDWARE_LOAD_S=600 $(VENV)/bin/pytest --timeout 14400 tests/integration/test_debian_root.py
 	ROOTVISOR_HARDWARE_KILLS=50 $(VENV)/bin/pytest --timeout 14400 tests/integration/test_hardware_suite.py
 	ROOTVISOR_SOAK=1 ROOTVISOR_KVM_TESTS=tests/kvm/test_guest.py $(VENV)/bin/pytest tests/integration/test_kvm_suite.py
 	ROOTVISOR_SOAK=1 $(VENV)/bin/pytest tests/peers
