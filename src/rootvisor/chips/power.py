@@ -104,14 +104,6 @@ class ResetControl:
             self._end("reset", "reset register 0xCF9")
         self._value = value & 0xFB
 
-    def save(self) -> dict[str, Any]:
-        """The stored value."""
-        return {"value": self._value}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """What :meth:`save` gave. KeyError or TypeError for what cannot be such a state."""
-        self._value = state["value"] & 0xFB
-
 
 class KeyboardReset:
     """The command port of a keyboard controller that is not there: reads as ones, 0xFE pulses the reset line."""

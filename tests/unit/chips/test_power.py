@@ -90,12 +90,3 @@ def test_saved_events_interrupt_in_another_chip(board: Board) -> None:
     assert other.levels[-1] == 0
     with pytest.raises(KeyError):
         other.power.restore({})
-
-
-def test_reset_register_is_saved(board: Board) -> None:
-    reset = ResetControl(board.end)
-    reset.write(0, 1, 2)
-    other = ResetControl(board.end)
-    other.restore(marshal.loads(marshal.dumps(reset.save())))
-    assert other.read(0, 1) == 2
-    assert board.ended == []
