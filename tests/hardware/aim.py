@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 import sys
 import time
 
@@ -61,12 +62,17 @@ class Engine:
         """A page of this program, which the root partition's memory surely has."""
         self.page = mmap.mmap(-1, 4096)
         self.page[:] = bytes(4096)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(address >> 12 << 3)
-            entry = int.from_bytes(pagemap.read(8), "little")
-        assert entry >> 63, "the page is not in memory"
-        self.own = (entry & (1 << 55) - 1) << 12
+        self.own = page_numbers(self.page)[0] << 12
+
+
+def page_numbers(memory: mmap.mmap) -> list[int]:
+    """Where the pages of a mapping lie, which have been touched."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(address >> 12 << 3)
+        entries = struct.unpack(f"<{len(memory) >> 12}Q", pagemap.read(len(memory) >> 9))
+    assert all(entry >> 63 for entry in entries), "a page is not in memory"
+    return [entry & (1 << 55) - 1 for entry in entries]
 
 
 def main(address: str, attempts: list[str]) -> None:
@@ -84,4 +90,5 @@ def main(address: str, attempts: list[str]) -> None:
         print(f"other {target:#x} {before.hex()} {after.hex()}", flush=True)
 
 
-main(sys.argv[1], sys.argv[2:])
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -8,14 +8,17 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from rootvisor.boot.memory_map import MemoryMap
 from rootvisor.hypervisor.overlay import OwnedPages
-from tests.hardware.conftest import DMA, NIC, NVME, await_true, driver
+from rootvisor.trace.lines import TraceLines
+from tests.hardware.conftest import DEVICES, DMA, NIC, NVME, await_true, driver
 from tests.kvm.command import DEADLINE_S, RUN, run_root
 
 MIB = 1 << 20
@@ -173,6 +176,80 @@ def test_dma_reaches_what_it_was_given_and_nothing_else() -> None:
     assert "where no memory is" in what.values(), text
 
 
+def deposits(trace: Path) -> dict[int, set[int]]:
+    """The pages that each partition has from the root, by a trace that may still grow."""
+    found: dict[int, set[int]] = {}
+    if trace.exists():
+        for line in TraceLines(trace.read_bytes().splitlines()):
+            if line.get("call") == "DEPOSIT_MEMORY" and line["status_code"] == 0:
+                rest = bytes.fromhex(line["input"].get("rest", ""))
+                pages = struct.unpack(f"<{len(rest) // 8}Q", rest)[: line["rep_count"]]
+                found.setdefault(line["input"]["partition_id"], set()).update(pages)
+    return found
+
+
+def test_dma_does_not_reach_what_the_root_has_deposited(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    process = subprocess.Popen(
+        [
+            *RUN, "--timeout", str(2 * DEADLINE_S), "--memory", "256M", "--watch-deposits", "--trace", str(trace),
+            "--device", f"pci:{DMA}",
+            "--", "python3", "-I", "-S", str(AIM.with_name("aim_at_deposits.py")), "0000:00:04.0",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdin is not None
+    said = process.stdout.readline()
+    if said != b"deposited\n":
+        process.kill()
+        pytest.fail(str((said, process.communicate())))
+    await_true(
+        lambda: any(len(pages) >= 3 for pages in deposits(trace).values()), "the trace has no deposits"
+    )
+    child, pages = max(deposits(trace).items())
+    aimed = [gpn << 12 for gpn in (min(pages), sorted(pages)[len(pages) // 2], max(pages))]
+    out, err = process.communicate(" ".join(map(hex, aimed)).encode() + b"\n", timeout=DEADLINE_S)
+    text = out.decode() + err.decode()
+    assert process.returncode == 0, text
+    lines = [line.split() for line in out.decode().splitlines()]
+    assert [line[2] for line in lines if line[0] == "own"] == ["AIMEDDMA"] * 2, "its own memory it does reach"
+    others = [line for line in lines if line[0] == "other"]
+    assert [int(line[1], 16) for line in others] == aimed
+    assert all(line[2:] == ["00" * 8] * 2 for line in others), f"something came from a deposited page: {text}"
+    told = re.findall(
+        f"rootvisor: DMA of {DMA} was refused: it wanted to (read|write to) (0x[0-9a-f]+), "
+        f"memory that the root deposited for partition {child}\n",
+        text,
+    )
+    assert (
+        told and {int(gpa, 16) for _, gpa in told} <= set(aimed) and text.count("was refused") == len(told)
+    ), text
+
+
+def test_the_option_rom_reads_in_the_root_as_it_does_outside() -> None:
+    def read(folder: str) -> str:
+        return f"cd {folder} && echo 1 >rom && sha256sum <rom && wc -c <rom"
+
+    await_true(lambda: driver(NIC) != "vfio-pci", "the network card has not come back")
+    outside = subprocess.run(["sh", "-c", read(str(DEVICES / NIC))], capture_output=True, check=True).stdout
+    result = run_root(
+        [
+            "--memory",
+            "256M",
+            "--device",
+            f"pci:{NIC}",
+            "--",
+            "sh",
+            "-c",
+            read("/sys/bus/pci/devices/0000:00:04.0"),
+        ]
+    )
+    assert result.returncode == 0 and result.stdout == outside, words(result)
+    assert int(outside.split()[2]) > 4096
+
+
 def acknowledged(process: subprocess.Popen[bytes], least: int) -> int:
     """The last block that the root said was flushed, after at least so many."""
     assert process.stdout is not None
@@ -232,8 +309,8 @@ def test_a_killed_hypervisor_gives_the_disk_back_with_all_that_was_flushed(nvme:
     del nvme
 
 
-def refused(*devices: str) -> str:
-    options = [word for device in devices for word in ("--device", device)]
+def refused(*devices: str, more: Sequence[str] = ()) -> str:
+    options = [*more] + [word for device in devices for word in ("--device", device)]
     result = run_root([*options, "--", "true"])
     lines = result.stderr.decode().splitlines()
     assert result.returncode in (2, 125) and len(lines) == 1 and "Traceback" not in lines[0], words(result)
@@ -252,7 +329,15 @@ def test_what_cannot_be_given_is_one_line_with_the_reason(nvme: Path) -> None:
         assert f"{nvme.name} is mounted at /mnt; give another device" in refused(f"pci:{NVME}")
     finally:
         subprocess.run(["umount", "/mnt"], check=True)
-    assert driver(NVME) == "nvme", "nothing was taken away"
+    limit = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+    before = limit.read_text()
+    limit.write_text("65535")
+    try:
+        line = refused(f"pci:{NVME}", more=["--memory", "300M", "--watch-deposits"])
+    finally:
+        limit.write_text(before)
+    assert "needs a mapping, and the kernel allows 65,535; give less --memory, or: echo" in line
+    await_true(lambda: driver(NVME) == "nvme", "nothing was taken away for good")
 
 
 def test_a_device_of_another_run_is_refused_and_stays_with_it(nvme: Path) -> None:

@@ -82,7 +82,7 @@ def test_hardware_suite_passes_with_emulated_devices(
         "ROOTVISOR_HARDWARE_SHA256": hashlib.sha256(SENT).hexdigest(),
     }
     ran = run_suite(command, results / "results.xml", variables, DEADLINE_S, capfd)
-    assert ran >= (1 if "ROOTVISOR_HARDWARE_TESTS" in os.environ else 7)
+    assert ran >= (1 if "ROOTVISOR_HARDWARE_TESTS" in os.environ else 9)
 
 
 #: Runs in the root partition: a field of every colour that a text console has, and a line, on its screen.

@@ -35,7 +35,7 @@ _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Runs before the init of `boot`: what a host of virtual machines needs and other guests of ours do not.
 #: Modules and the machine of `holder` first, while there is one processor (see command_lines.KERNEL_ARGS); the
 #: others come up while the init goes on. Guest memory is shmem, which gets huge pages only where this is allowed,
-#: and far exceeds what is used.
+#: and far exceeds what is used. For a root with devices that watches its deposits, VFIO maps every page by itself.
 _FIRST_STAGE = rf"""#!/rootvisor/busybox sh
 cd {_FOLDER}
 b=/rootvisor/busybox
@@ -57,6 +57,8 @@ echo $! >/rootvisor/spared
 echo advise >sys/kernel/mm/transparent_hugepage/shmem_enabled
 echo 1 >proc/sys/vm/overcommit_memory
 echo 1048576 >proc/sys/vm/max_map_count
+mappings=sys/module/vfio_iommu_type1/parameters/dma_entry_limit
+[ ! -e $mappings ] || echo 4294967295 >$mappings
 cd /
 exec /init
 """

@@ -5,7 +5,8 @@ Deposited pages are the hypervisor's until they are withdrawn; a kernel that sti
 later, somewhere else. With the watch, KVM shows the root its memory through a mapping of its own, where deposited pages
 have no access, except for those that the hypervisor hands back visibly (statistics, VP state). The first access to a
 page is told with VP, RIP, GPA, and who has the page since when; then the page is let go, so that the root runs on and
-meets its next bug. Devices' accesses are not seen.
+meets its next bug. Physical devices of the root lose those pages, too, until the root has them back: the IOMMU refuses
+the access, and it is not let go.
 
 Without the option there is no second mapping, and nothing to look at.
 """
@@ -23,11 +24,24 @@ from .vp_view import VpView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
+    from typing import Protocol
 
     from ..bus.address_space import MemoryRegion
     from .computer_vp import ComputerVp
     from .root_partition import RootPartition
+
+    class Devices(Protocol):
+        """Devices that reach the root's memory past KVM. Neither method raises."""
+
+        def withhold(self, first: int, count: int) -> None:
+            """They do not reach these pages any more."""
+            ...
+
+        def restore(self, first: int, count: int) -> None:
+            """They do again."""
+            ...
+
 
 PAGE = 4096
 _VERBS = {
@@ -42,10 +56,10 @@ _UNEXPLAINED_LIMIT = 64
 class DepositWatch:
     """The root's memory as KVM shows it, in a mapping of its own. Everything under Hypervisor.lock.
 
-    ``found`` counts the accesses that were told.
+    ``found`` counts the accesses that were told. ``devices``, if any, are told of every page that comes and goes.
     """
 
-    __slots__ = ("_alias", "_regions", "_root", "_unexplained", "found", "watched")
+    __slots__ = ("_alias", "_regions", "_root", "_unexplained", "devices", "found", "watched")
 
     def __init__(self, root: RootPartition) -> None:
         """Gives KVM the other mapping; no VP is in the guest. Memory slot n is region n of the root's memory."""
@@ -53,6 +67,7 @@ class DepositWatch:
         self._regions = root.memory.regions
         self.watched: set[int] = set()
         self.found = 0
+        self.devices: Devices | None = None
         self._unexplained = 0
         self._alias = [Reservation(region.size) for region in self._regions]
         for slot, (alias, region) in enumerate(zip(self._alias, self._regions, strict=True)):
@@ -68,9 +83,11 @@ class DepositWatch:
                 return alias, region, offset
         raise AssertionError(f"page {gpn:#x} is not the root's")
 
-    def protect(self, pages: Iterable[int]) -> None:
+    def protect(self, pages: Collection[int]) -> None:
         """The root may touch these pages no longer."""
         for first, count in _runs(pages):
+            if self.devices is not None:
+                self.devices.withhold(first, count)
             alias, _region, offset = self._place(first)
             try:
                 alias.clear(offset, count * PAGE)
@@ -78,8 +95,14 @@ class DepositWatch:
                 continue
             self.watched.update(range(first, first + count))
 
-    def release(self, pages: Iterable[int]) -> None:
+    def release(self, pages: Collection[int]) -> None:
         """The root may touch them again."""
+        if self.devices is not None:
+            for first, count in _runs(pages):
+                self.devices.restore(first, count)
+        self._let_go(pages)
+
+    def _let_go(self, pages: Collection[int]) -> None:
         for first, count in _runs(self.watched.intersection(pages)):
             alias, region, offset = self._place(first)
             alias.map_file(offset, count * PAGE, region.fd, region.fd_offset + offset, True)
@@ -108,7 +131,7 @@ class DepositWatch:
         sys.stderr.write(f"rootvisor: {text}\n")
         if vp.trace is not None:
             vp.trace.event("deposit-access", text)
-        self.release((gpn,))
+        self._let_go((gpn,))
         return True
 
     def close(self) -> None:

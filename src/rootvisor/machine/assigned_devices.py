@@ -8,6 +8,8 @@ import sys
 from ..vfio.binding import Binding
 from ..vfio.container import Container
 from ..vfio.device import VfioDevice
+from ..vfio.device_memory import DeviceMemory
+from ..vfio.errors import VfioError
 from ..vfio.fault_log import FaultLog
 from ..vfio.host_device import find, obstacle
 from ..vfio.pci_function import AssignedFunction
@@ -23,15 +25,16 @@ _PAGE = 4096
 class AssignedDevices:
     """The functions at ``addresses`` of the host (``0000:01:00.0``), all in one IOMMU container.
 
-    They reach the partition's RAM, except for the pages that the hypervisor owns. The constructor raises
-    :class:`VfioError`; what was taken goes back then.
+    They reach the partition's RAM, except for the pages that the hypervisor owns, and with the watch of deposits those
+    that the root has deposited. The constructor raises :class:`VfioError`; what was taken goes back then.
     """
 
-    __slots__ = ("_binding", "_computer", "_container", "_faults", "_functions")
+    __slots__ = ("_binding", "_computer", "_container", "_faults", "_functions", "_memory")
 
     def __init__(self, computer: Computer, addresses: list[str]) -> None:
         self._binding: Binding | None = None
         self._container: Container | None = None
+        self._memory: DeviceMemory | None = None
         self._functions: list[AssignedFunction] = []
         self._computer = computer
         self._faults = FaultLog(addresses)
@@ -49,8 +52,10 @@ class AssignedDevices:
         self._binding = Binding(devices)
         self._container = container = Container()
         groups = [container.add_group(host.group) for host in devices if host.group is not None]
-        for gpa, size, address in _dma_ranges(computer):
-            container.map(gpa, address, size)
+        watch = computer.partition.hypervisor.deposited.watch
+        self._memory = DeviceMemory(container, _dma_ranges(computer), by_page=watch is not None)
+        if watch is not None:
+            watch.devices = self
         for host, group in zip(devices, groups, strict=True):
             device = VfioDevice(group, host.address)
             try:
@@ -71,8 +76,37 @@ class AssignedDevices:
         """Says which device wanted to reach what."""
         for fault in self._faults.read():
             verb = "write to" if fault.write else "read"
-            what = _what_lies_at(self._computer, fault.iova)
+            what = self._what_lies_at(fault.iova)
             _report(f"DMA of {fault.device} was refused: it wanted to {verb} {fault.iova:#x}, {what}")
+
+    def _what_lies_at(self, gpa: int) -> str:
+        layout = self._computer.layout
+        partition = self._computer.partition
+        if 0 <= gpa - layout.owned_gpa < layout.owned_pages * _PAGE:
+            return "a page of the hypervisor"
+        if self._memory is not None and gpa // _PAGE in self._memory.withheld:
+            owner, _time = partition.hypervisor.deposited.given.get(gpa // _PAGE, (partition.id, 0))
+            return f"memory that the root deposited for {'itself' if owner == partition.id else f'partition {owner}'}"
+        if any(0 <= gpa - region.gpa < region.size for region in partition.memory.regions):
+            return "memory of the root partition"
+        return "where no memory is"
+
+    # --- what the watch of deposits wants, under Hypervisor.lock ----------------------------------------------------
+    def withhold(self, first: int, count: int) -> None:
+        """Pages from number ``first`` on are the hypervisor's: no device reaches them any more."""
+        if self._memory is not None:
+            try:
+                self._memory.withhold(first, count)
+            except VfioError as error:
+                _report(str(error))
+
+    def restore(self, first: int, count: int) -> None:
+        """They are the root's again."""
+        if self._memory is not None:
+            try:
+                self._memory.restore(first, count)
+            except VfioError as error:
+                _report(str(error))
 
     def close(self) -> None:
         """Resets the devices and gives them back to their drivers. The partition does not run any more."""
@@ -80,6 +114,7 @@ class AssignedDevices:
             function.close()
         self._functions.clear()
         self._faults.close()
+        self._memory = None
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -90,15 +125,6 @@ class AssignedDevices:
 
 def _report(problem: str) -> None:
     sys.stderr.write(f"rootvisor: {problem}\n")
-
-
-def _what_lies_at(computer: Computer, gpa: int) -> str:
-    layout = computer.layout
-    if 0 <= gpa - layout.owned_gpa < layout.owned_pages * _PAGE:
-        return "a page of the hypervisor"
-    if any(0 <= gpa - region.gpa < region.size for region in computer.partition.memory.regions):
-        return "memory of the root partition"
-    return "where no memory is"
 
 
 def _dma_ranges(computer: Computer) -> list[tuple[int, int, int]]:

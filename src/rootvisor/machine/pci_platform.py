@@ -7,6 +7,7 @@ import os
 from _thread import allocate_lock
 
 from ..hypervisor.interrupt_remapping import message_index
+from ..kvm.abi import MEM_READONLY
 from ..kvm.errors import KvmError
 from ..tlfs.hypercalls import DEVICE_TYPE_PCI
 
@@ -193,10 +194,10 @@ class PartitionPlatform:
         """The INTx line of function ``bdf``."""
         return InterruptLine(self.partition.vm, line_gsi(bdf, pin))
 
-    def map_device_memory(self, gpa: int, size: int, address: int) -> int:
-        """Shows memory of a device in the partition."""
+    def map_device_memory(self, gpa: int, size: int, address: int, readonly: bool = False) -> int:
+        """Shows memory of a device in the partition. Writes to what is ``readonly`` are exits."""
         slot = next(n for n in range(_FIRST_DEVICE_SLOT, 1 << 16) if n not in self._device_slots)
-        self.partition.vm.set_memory(slot, gpa, size, address)
+        self.partition.vm.set_memory(slot, gpa, size, address, MEM_READONLY if readonly else 0)
         self._device_slots[slot] = gpa
         return slot
 

@@ -56,6 +56,10 @@ class Bar:
         """The address bits the guest may write."""
         return ~(self.size - 1) & ((1 << 8 * self.register_bytes) - 1)
 
+    def is_decoded(self, command: int, value: int) -> bool:
+        """Whether the function answers there, by its command register and the value of this register."""
+        return bool(command & (reg.COMMAND_IO if self.io else reg.COMMAND_MEMORY))
+
     def add_region(self, offset: int, length: int, handler: IoHandler) -> None:
         """Put a handler behind `length` bytes at `offset` of the BAR; its offsets count from `offset`."""
         if offset < 0 or length <= 0 or offset + length > self.size:
@@ -78,3 +82,24 @@ class Bar:
             if start <= offset and offset + size <= start + length:
                 handler.write(offset - start, size, value)
                 return
+
+
+class RomBar(Bar):
+    """The expansion ROM's base address register. `index` is the one after the last BAR's, as VFIO counts regions."""
+
+    __slots__ = ()
+
+    def __init__(self, size: int) -> None:
+        if size < reg.ROM_MIN_BYTES:
+            raise ValueError(f"the expansion ROM: a size of {size:#x} bytes cannot be expressed")
+        super().__init__(0, size)
+        self.index = reg.BAR_COUNT
+
+    @property
+    def register(self) -> int:
+        """Offset of the register in configuration space."""
+        return reg.ROM_BASE
+
+    def is_decoded(self, command: int, value: int) -> bool:
+        """It has a switch of its own besides."""
+        return bool(value & reg.ROM_ENABLE) and super().is_decoded(command, value)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from . import registers as reg
-from .bar import Bar
+from .bar import Bar, RomBar
 from .config import ConfigSpace
 from .msix import MsixTable
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .root import PciRoot
 
 # Configuration writes outside these offsets change nothing but bytes.
-_DECODING_END = reg.BAR_0 + 4 * reg.BAR_COUNT
+_DECODING_END = reg.ROM_BASE + 4
 
 
 class PciFunction:
@@ -79,6 +79,13 @@ class PciFunction:
         self.bars.append(bar)
         self.config.set(bar.register, bar.register_bytes, bar.flags)
         self.config.set_mask(bar.register, bar.register_bytes, bar.mask)
+        return bar
+
+    def add_rom(self, size: int) -> RomBar:
+        """Declare the expansion ROM's register: one of :attr:`bars`, switched by its own lowest bit too."""
+        bar = RomBar(size)
+        self.bars.append(bar)
+        self.config.set_mask(bar.register, 4, bar.mask | reg.ROM_ENABLE)
         return bar
 
     def add_msix(self, vectors: int, bar: Bar, table_offset: int, pba_offset: int) -> MsixTable:
@@ -187,8 +194,8 @@ class PciFunction:
             return
         command = self.command
         for bar in self.bars:
-            enabled = command & (reg.COMMAND_IO if bar.io else reg.COMMAND_MEMORY)
-            self._root.decode(self, bar, self.bar_address(bar) if enabled else None)
+            decoded = bar.is_decoded(command, self.config.get(bar.register, 4))
+            self._root.decode(self, bar, self.bar_address(bar) if decoded else None)
 
     def _update_msix(self) -> None:
         if self.msix is None:

@@ -21,7 +21,9 @@ DEVICE_GET_REGION_INFO = 0x3B6C
 DEVICE_GET_IRQ_INFO = 0x3B6D
 DEVICE_SET_IRQS = 0x3B6E
 DEVICE_RESET = 0x3B6F
+IOMMU_GET_INFO = 0x3B70
 IOMMU_MAP_DMA = 0x3B71
+IOMMU_UNMAP_DMA = 0x3B72
 
 #: u32 argsz, flags.
 GROUP_STATUS = struct.Struct("<II")
@@ -56,12 +58,22 @@ SET_DATA_EVENTFD = 1 << 2
 SET_ACTION_UNMASK = 1 << 4
 SET_ACTION_TRIGGER = 1 << 5
 
+#: u32 argsz, flags; u64 page sizes; u32 capability offset, padding.
+IOMMU_INFO = struct.Struct("<IIQII")
+IOMMU_CAPABILITIES = 1 << 1
+#: A capability of the IOMMU, after its header: u32 mappings that may still be made.
+CAPABILITY_DMA_AVAILABLE = 3
+DMA_AVAILABLE = struct.Struct("<I")
+
+#: u32 argsz, flags; u64 IO virtual address, size, which comes back as what was unmapped.
+UNMAP_DMA = struct.Struct("<IIQQ")
 #: u32 argsz, flags; u64 virtual address, IO virtual address, size.
 MAP_DMA = struct.Struct("<IIQQQ")
 MAP_READ = 1 << 0
 MAP_WRITE = 1 << 1
 
 # --- regions and interrupts of a PCI device -------------------------------------------------------------------------
+REGION_ROM = 6
 REGION_CONFIG = 7
 IRQ_INTX = 0
 IRQ_MSI = 1

@@ -12,6 +12,12 @@ from . import abi
 from .errors import VfioError, reason
 
 _FOLDER = "/dev/vfio"
+#: Room for the capabilities of the IOMMU's description.
+_INFO_BYTES = 1024
+
+
+#: Allows containers of any number of mappings; the kernel's default is 65,535.
+MORE_MAPPINGS = "echo 4294967295 >/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
 
 
 class Container:
@@ -74,13 +80,45 @@ class Container:
             ioctl(self._fd, abi.IOMMU_MAP_DMA, abi.MAP_DMA.pack(abi.MAP_DMA.size, flags, address, iova, size))
         except OSError as error:
             mend = "give the partition less memory (--memory)"
-            if error.errno == errno.ENOMEM:
+            if error.errno == errno.ENOSPC:
+                mend = "allow more mappings: " + MORE_MAPPINGS
+            elif error.errno == errno.ENOMEM:
                 mend = (
                     f"allow {size >> 10} KiB of locked memory or more (ulimit -l), run as root, or --memory"
                 )
             raise VfioError(
                 f"devices cannot be given {size >> 20} MiB of memory: {reason(error)}", mend
             ) from error
+
+    def unmap(self, iova: int, size: int) -> None:
+        """What was mapped there is out of the devices' reach when this returns: whole mappings, none in part."""
+        request = bytearray(abi.UNMAP_DMA.pack(abi.UNMAP_DMA.size, 0, iova, size))
+        try:
+            ioctl(self._fd, abi.IOMMU_UNMAP_DMA, request)
+        except OSError as error:
+            raise VfioError(
+                f"memory at {iova:#x} cannot be kept from devices: {reason(error)}",
+                "see the kernel's log: dmesg | tail",
+            ) from error
+
+    def mappings_left(self) -> int | None:
+        """How many more may be made; None where the kernel does not tell (before Linux 5.10)."""
+        info = bytearray(_INFO_BYTES)
+        abi.IOMMU_INFO.pack_into(info, 0, _INFO_BYTES, 0, 0, 0, 0)
+        try:
+            ioctl(self._fd, abi.IOMMU_GET_INFO, info)
+        except OSError:
+            return None
+        _, flags, _, at, _ = abi.IOMMU_INFO.unpack_from(info)
+        while flags & abi.IOMMU_CAPABILITIES and 0 < at <= _INFO_BYTES - 16:
+            kind, _, following = abi.CAPABILITY_HEADER.unpack_from(info, at)
+            if kind == abi.CAPABILITY_DMA_AVAILABLE:
+                left: int = abi.DMA_AVAILABLE.unpack_from(info, at + abi.CAPABILITY_HEADER.size)[0]
+                return left
+            if following <= at:
+                break
+            at = following
+        return None
 
     def close(self) -> None:
         """Gives the groups back; their devices are closed."""

@@ -133,6 +133,29 @@ class VfioDevice:
         self._maps.append(mapping)
         return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
+    def rom_address(self) -> int:
+        """The expansion ROM, copied into this process, for VFIO does not let it be mapped; the address.
+
+        Bytes that the device does not give are all ones. It stays until the device is closed.
+        """
+        import ctypes
+
+        where = self.regions[abi.REGION_ROM]
+        copy = mmap.mmap(-1, where.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._maps.append(copy)
+        at = 0
+        try:
+            while at < where.size:
+                data = os.pread(self.fd, where.size - at, where.offset + at)
+                if not data:
+                    break
+                copy[at : at + len(data)] = data
+                at += len(data)
+        except OSError:
+            pass
+        copy[at:] = b"\xff" * (where.size - at)
+        return ctypes.addressof(ctypes.c_char.from_buffer(copy))
+
     def irq_count(self, index: int) -> tuple[int, bool]:
         """How many interrupts of a kind (``abi.IRQ_*``) there are, and whether each can be added by itself."""
         info = bytearray(abi.IRQ_INFO.pack(abi.IRQ_INFO.size, 0, index, 0))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     class DevicePlatform(PciPlatform, Protocol):
         """A machine that can map device memory into its partition."""
 
-        def map_device_memory(self, gpa: int, size: int, address: int) -> int:
+        def map_device_memory(self, gpa: int, size: int, address: int, readonly: bool = False) -> int:
             """Shows ``size`` bytes at ``address`` of this process at ``gpa``; a handle for the way back."""
             ...
 
@@ -103,7 +103,7 @@ class AssignedFunction(PciFunction):
             (reg.HEADER_TYPE, 1),
             (reg.BAR_0, 4 * reg.BAR_COUNT),
             (reg.SUBSYSTEM_VENDOR_ID, 4),
-            (0x30, 4),  # expansion ROM
+            (reg.ROM_BASE, 4),
             (reg.CAPABILITY_POINTER, 1),
             (reg.INTERRUPT_LINE, 2),
         ):
@@ -137,6 +137,9 @@ class AssignedFunction(PciFunction):
                     self.add_bar(index, region.size, io=io, wide=wide, prefetchable=prefetchable)
                 ] = []
             index += 2 if wide else 1
+        rom = self.device.regions[abi.REGION_ROM]
+        if rom.size >= reg.ROM_MIN_BYTES and not rom.size & rom.size - 1:
+            self._mappable[self.add_rom(rom.size)] = []
 
     def _walk_capabilities(self) -> None:
         """The device's capabilities at their own places, as drivers may know them by heart."""
@@ -190,7 +193,8 @@ class AssignedFunction(PciFunction):
             (reg.MSIX_PBA, (count + 63) // 64 * 8),
         ):
             value = self.device.config(at + place, 4)
-            bar = next((bar for bar in self.bars if bar.index == value & 7 and not bar.io), None)
+            bars = (bar for bar in self.bars if bar.index < reg.BAR_COUNT and not bar.io)
+            bar = next((bar for bar in bars if bar.index == value & 7), None)
             if bar is None or (value & ~7) + size > bar.size:
                 return False
             places.append((bar.index, value & ~7, size))
@@ -216,6 +220,10 @@ class AssignedFunction(PciFunction):
             special.setdefault(table & 7, []).append((table & ~7, vectors.table_bytes))
             special.setdefault(pending & 7, []).append((pending & ~7, vectors.pba_bytes))
         for bar in self.bars:
+            if bar.index == abi.REGION_ROM:
+                bar.add_region(0, bar.size, _Rom(self.device))
+                self._mappable[bar] = [(0, bar.size)] if bar.size >= _PAGE else []
+                continue
             taken = sorted(special.get(bar.index, ()))
             pages = [(at & -_PAGE, (at + size + _PAGE - 1 & -_PAGE)) for at, size in taken]
             mappable = [] if bar.io else self.device.regions[bar.index].mappable
@@ -370,9 +378,12 @@ class AssignedFunction(PciFunction):
         handles = []
         for offset, size in self._mappable[bar]:
             address = self._addresses.get((bar.index, offset))
+            rom = bar.index == abi.REGION_ROM
             if address is None:
-                address = self._addresses[bar.index, offset] = self.device.map(bar.index, offset, size)
-            handles.append(self._platform.map_device_memory(bar.mapped_at + offset, size, address))
+                device = self.device
+                address = device.rom_address() if rom else device.map(bar.index, offset, size)
+                self._addresses[bar.index, offset] = address
+            handles.append(self._platform.map_device_memory(bar.mapped_at + offset, size, address, rom))
         self._mapped[bar] = handles
 
     def reset(self) -> None:
@@ -420,6 +431,21 @@ class _DeviceRegisters:
 
     def write(self, offset: int, size: int, value: int) -> None:
         self._device.write(self._region, self._offset + offset, size, value)
+
+
+class _Rom:
+    """The expansion ROM where it cannot be mapped, and writes to it."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: VfioDevice) -> None:
+        self._device = device
+
+    def read(self, offset: int, size: int) -> int:
+        return self._device.read(abi.REGION_ROM, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Dropped: it is memory to read only."""
 
 
 def _without(parts: list[tuple[int, int]], holes: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -41,6 +41,7 @@ class FakeDevice:
         struct.pack_into("<I", space, 0x140, 0x0010 | 1 << 16 | 0x180 << 20)  # SR-IOV
         struct.pack_into("<I", space, 0x180, 0x0003 | 1 << 16)  # serial number
         self.bar = bytearray(bar_bytes)
+        self.rom = b""
         self.regions = [Region(0, 0, []) for _ in range(8)]
         self.regions[0] = Region(bar_bytes, 0, [(0, bar_bytes)] if bar_bytes >= 4096 else [])
         self.regions[abi.REGION_CONFIG] = Region(4096, 1 << 40, [])
@@ -52,7 +53,7 @@ class FakeDevice:
         self.fails = False
 
     def read(self, region: int, offset: int, size: int) -> int:
-        where = self.space if region == abi.REGION_CONFIG else self.bar
+        where = {abi.REGION_CONFIG: self.space, abi.REGION_ROM: self.rom}.get(region, self.bar)
         return int.from_bytes(where[offset : offset + size], "little")
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
@@ -64,6 +65,9 @@ class FakeDevice:
 
     def map(self, region: int, offset: int, size: int) -> int:
         return 0x7F0000000000 + offset
+
+    def rom_address(self) -> int:
+        return 0x7E0000000000
 
     def irq_count(self, index: int) -> tuple[int, bool]:
         return 4, self.can_grow
@@ -109,7 +113,8 @@ class DevicePlatform(Platform):
         self.lines.append((bdf, pin, line))
         return line
 
-    def map_device_memory(self, gpa: int, size: int, address: int) -> int:
+    def map_device_memory(self, gpa: int, size: int, address: int, readonly: bool = False) -> int:
+        assert readonly == (address == 0x7E0000000000)
         for base, length, _ in self.shown.values():
             assert not (gpa < base + length and base < gpa + size)
         self.handle += 1
@@ -315,6 +320,54 @@ def test_reset_and_close_leave_nothing() -> None:
     assert one.device.resets == 1 and not one.platform.shown and not one.device.connected
     one.function.close()
     assert one.device.closed
+
+
+def with_rom(size: int) -> Assigned:
+    device = FakeDevice()
+    device.rom = bytes(n * 7 & 0xFF for n in range(size))
+    device.regions[abi.REGION_ROM] = Region(size, 0, [])
+    return Assigned(device)
+
+
+def test_the_rom_has_the_devices_size_and_is_shown_while_both_switches_are_on() -> None:
+    one = with_rom(0x20000)
+    write, read = one.function.config_write, one.function.config_read
+    assigned = read(reg.ROM_BASE, 4)
+    assert assigned and not assigned & 0x1FFFF and 0xC0000000 <= assigned < 0xE0000000
+    write(reg.ROM_BASE, 4, 0xFFFFF800)
+    assert read(reg.ROM_BASE, 4) == 0xFFFE0000
+    write(reg.ROM_BASE, 4, assigned)
+    one.enable()
+    assert all(gpa != assigned for gpa, _, _ in one.platform.shown.values())
+    write(reg.ROM_BASE, 4, assigned | reg.ROM_ENABLE)
+    assert (assigned, 0x20000, 0x7E0000000000) in one.platform.shown.values()
+    one.platform.mmio.write(assigned + 4, 4, 0)  # what comes as an exit, because the memory is to read only
+    write(reg.COMMAND, 2, 0)
+    assert not one.platform.shown
+    one.enable()
+    write(reg.ROM_BASE, 4, assigned)
+    assert all(gpa != assigned for gpa, _, _ in one.platform.shown.values())
+
+
+def test_a_rom_of_less_than_a_page_is_read_by_exits() -> None:
+    one = with_rom(2048)
+    assigned = one.function.config_read(reg.ROM_BASE, 4)
+    one.enable()
+    one.function.config_write(reg.ROM_BASE, 4, assigned | reg.ROM_ENABLE)
+    assert one.platform.mmio.read(assigned + 8, 4) == int.from_bytes(one.device.rom[8:12], "little")
+
+
+@pytest.mark.parametrize("size", [0, 1024, 3000])
+def test_without_a_rom_that_can_be_expressed_the_register_is_zero(size: int) -> None:
+    one = with_rom(size)
+    one.function.config_write(reg.ROM_BASE, 4, 0xFFFFFFFF)
+    assert one.function.config_read(reg.ROM_BASE, 4) == 0
+
+
+def test_table_and_pending_bits_cannot_lie_in_the_rom() -> None:
+    device = FakeDevice(table=0x6, pba=0x3000)
+    device.regions[abi.REGION_ROM] = Region(0x10000, 0, [])
+    assert Assigned(device).function.msix is None
 
 
 def test_random_accesses_raise_nothing_and_map_nothing_outside_the_window() -> None:
