@@ -38,7 +38,7 @@ def show(plan: RunPlan, as_json: bool) -> None:
         ("engine", f"{plan.engine.name} ({plan.engine.reason})"),
         ("kernel", f"{kernel.name} {kernel.version}".strip()),
         ("image", kernel.vmlinux or kernel.image or "(not in the cache: would be built or fetched first)"),
-        ("initial ramdisk", AGENT_INITRAMFS if plan.agent else ", ".join(description.initrds)),
+        ("initial ramdisk", AGENT_INITRAMFS if plan.agent else ", ".join(description.initrds) or "none"),
         ("kernel command line", kernel_command_line(description.document())),
         ("processors", f"{description.vps} VP{'s' if description.vps > 1 else ''}"),
         ("memory", format_bytes(description.memory_bytes)),

@@ -106,6 +106,15 @@ def test_a_folder_as_root_has_a_plain_environment(rootvisor: Run, bzimage: Path,
     assert description["command"]["env"]["HOME"] == "/root"
 
 
+def test_without_a_ramdisk_the_root_is_on_a_disk_and_the_terminal_on_the_serial_port(
+    rootvisor: Run, bzimage: Path
+) -> None:
+    words = ("--initrd", "none", "--devices", "none", "--append", "root=/dev/nvme0n1")
+    status, out, _ = rootvisor("run", "--dry-run", "--kernel", str(bzimage), *words)
+    assert status == 0 and re.search(r"initial ramdisk +none\n", out)
+    assert re.search(r"kernel command line +console=ttyS0 root=/dev/nvme0n1\n", out)
+
+
 def test_initrd_of_the_user_runs_without_the_agent(rootvisor: Run, bzimage: Path, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"070701")
@@ -134,6 +143,11 @@ def test_initrd_of_the_user_runs_without_the_agent(rootvisor: Run, bzimage: Path
         (("--rootfs", "/etc/passwd"), "not a folder"),
         (("--initrd", "/nowhere"), "no such file or directory"),
         (("--initrd", "/"), "a folder"),
+        (
+            ("--initrd", "none"),
+            "--initrd none needs a root file system; name its disk, for example: --append",
+        ),
+        (("--initrd", "none", "--append", "root=/dev/vda", "--", "ls"), "CMD needs"),
         (("--initrd", "/etc/passwd", "--", "ls"), "CMD needs"),
         (("--disk", "path=/nowhere"), "no such file or directory"),
         (("--disk", "/etc/passwd", "--devices", "console"), "add disk to --devices"),
