@@ -10,6 +10,28 @@
 
 enum { PIECE = 1 << 20 };
 
+// How long each thing took, in microseconds; the middle of that is said with KEY-us.
+enum { MOST = 1 << 20 };
+static float *times;
+static size_t timed;
+
+static void note(double seconds) {
+    if (!times)
+        times = aligned(MOST * sizeof *times);
+    if (timed < MOST)
+        times[timed++] = seconds * 1e6;
+}
+
+static int less(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static double middle(void) {
+    qsort(times, timed, sizeof *times, less);
+    return times[timed / 2];
+}
+
 // disk DEVICE read|write BYTES SECONDS [random]: requests past the cache, one at a time; how many in the time.
 static int disk(const char *device, int writes, size_t size, double seconds, int random) {
     int fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT);
@@ -18,17 +40,21 @@ static int disk(const char *device, int writes, size_t size, double seconds, int
         die(device);
     off_t end = lseek(fd, 0, SEEK_END), at = 0;
     uint64_t count = 0, state = 88172645463325252u;
-    double start = now(), spent;
+    double start = now(), spent = 0, before;
     memset(data, 0x5a, size);
     do {
+        before = spent;
         ssize_t done = writes ? pwrite(fd, data, size, at) : pread(fd, data, size, at);
         if (done != (ssize_t)size)
             die("disk");
         count++;
         at = random ? (off_t)(next(&state) % (end / size) * size) : at + 2 * (off_t)size <= end ? at + (off_t)size : 0;
         spent = now() - start;
+        note(spent - before);
     } while (spent < seconds);
-    say("guest: %s%s%zu %.1f", random ? "random-" : "", writes ? "write" : "read", size, count / spent);
+    const char *order = random ? "random-" : "", *what = writes ? "write" : "read";
+    say("guest: %s%s%zu %.1f", order, what, size, count / spent);
+    say("guest: %s%s%zu-us %.1f", order, what, size, middle());
     return 0;
 }
 
@@ -65,15 +91,18 @@ static int stream(const char *address, int port, double seconds, int sends) {
 static int echo(const char *address, int port, double seconds) {
     int fd = tcp(address, port);
     char byte = 'E';
-    double start = now(), spent;
+    double start = now(), spent = 0, before;
     uint64_t count = 0;
     do {
+        before = spent;
         if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
             die("echo");
         count++;
         spent = now() - start;
+        note(spent - before);
     } while (spent < seconds);
     say("guest: echo %.1f", count / spent);
+    say("guest: echo-us %.1f", middle());
     return 0;
 }
 

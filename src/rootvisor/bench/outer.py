@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rootvisor.appliance import ApplianceError, Request
 from rootvisor.appliance import run as run_in_appliance
+from rootvisor.appliance.hardware import EmulatedDevice, for_request
 from rootvisor.bench import exits, guest_code
 from rootvisor.kernels import Kernel
 
@@ -94,10 +95,11 @@ def run_inner(
     memory_mib: int,
     deadline_s: float,
     progress: Callable[[str], None],
+    devices: tuple[EmulatedDevice, ...] = (),
 ) -> dict[str, Any]:
-    """Run an inner part, here or in an appliance with `memory_mib`; the document that it wrote to `results`, a file in
-    `folder`. `progress` gets its lines. Raises BenchError."""
-    status, words = _run(argv, folder, memory_mib if appliance else None, deadline_s, progress)
+    """Run an inner part, here or in an appliance with `memory_mib` and emulated `devices`; the document that it wrote
+    to `results`, a file in `folder`. `progress` gets its lines. Raises BenchError."""
+    status, words = _run(argv, folder, memory_mib if appliance else None, deadline_s, progress, devices)
     try:
         found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -163,6 +165,7 @@ def _run(
     appliance_mib: int | None,
     deadline_s: float,
     progress: Callable[[str], None],
+    devices: tuple[EmulatedDevice, ...],
 ) -> tuple[int, str]:
     """Run the inner part; its status and what it said on stderr."""
     read, write = os.pipe()
@@ -175,6 +178,7 @@ def _run(
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     complaints = folder / "stderr"
+    qemu_args, kernel_args, modules = for_request(devices)
     try:
         with open(os.devnull, "rb") as stdin, complaints.open("wb") as stderr:
             if appliance_mib is not None:
@@ -188,6 +192,9 @@ def _run(
                             writable=[str(folder)],
                             memory_mib=appliance_mib,
                             timeout=deadline_s,
+                            qemu_args=qemu_args,
+                            kernel_args=kernel_args,
+                            modules=modules,
                         )
                     )
                 except ApplianceError as error:

@@ -48,4 +48,6 @@ def value(number: float | None, unit: str) -> str:
         return f"{number / 1e3:.0f} kB"
     if unit == "MB/s":
         return f"{number / 1e6:.1f} MB/s"
+    if unit == ".2":
+        return f"{number:.2f}"
     return f"{number:.0f}{unit}"

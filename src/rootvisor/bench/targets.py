@@ -22,9 +22,10 @@ QUIET_EXITS = {"no PCI device": 400, "four virtio devices": 1000}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report. Values are in `unit` (s, ms, us, bytes as B or kB, or nothing for a count); `limit` is
-    the target for `judged` (the ratio where there is one, else our value), None for a row without target; `strict`
-    means less than, not at most; `more` at least: MB/s, or a rate (/s). `other` says what `theirs` is."""
+    """One line of the report. Values are in `unit` (s, ms, us, bytes as B or kB, nothing for a count, .2 for one with
+    decimals); `limit` is the target for `judged` (the ratio where there is one, else our value), None for a row without
+    target; `strict` means less than, not at most; `more` at least: MB/s, or a rate (/s). `other` says what `theirs`
+    is."""
 
     group: str
     name: str

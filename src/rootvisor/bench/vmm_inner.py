@@ -18,6 +18,7 @@ from select import POLLIN, poll
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from rootvisor.peers.inner import Boot
@@ -34,8 +35,11 @@ class GuestError(Exception):
     """A guest did not do its part; one line."""
 
 
-def follow(boot: Boot, wanted: str = "") -> None:
-    """Take what a guest prints until it has said `wanted`, or to its end. GuestError when it ends without that."""
+def follow(boot: Boot, wanted: str = "", heard: Callable[[], None] = lambda: None) -> None:
+    """Take what a guest prints until it has said `wanted`, or to its end; `heard` is called each time.
+
+    GuestError when it ends without having said that.
+    """
     watched = poll()
     for fd in boot.text:
         watched.register(fd, POLLIN)
@@ -49,6 +53,7 @@ def follow(boot: Boot, wanted: str = "") -> None:
             data = os.read(fd, 65536)
             if data:
                 boot.feed(fd, data)
+                heard()
             else:
                 watched.unregister(fd)
                 left -= 1

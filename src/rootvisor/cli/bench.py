@@ -43,6 +43,10 @@ _GUEST_EXAMPLES = (
     ("Measure what a guest pays for the interface; some minutes", "rootvisor bench guest"),
     ("How late timers are", "rootvisor bench guest --json | jq .us.rootvisor.timer"),
 )
+_HARDWARE_EXAMPLES = (
+    ("Measure physical devices, emulated ones; ten minutes", "rootvisor bench hardware"),
+    ("Throughput and time of one", "rootvisor bench hardware --json | jq .loads"),
+)
 _STATUSES = (
     ("0", "it measured, whether the targets are met or not"),
     (str(OWN_FAILURE), "it could not measure; the message says what mends it"),
@@ -213,6 +217,41 @@ def guest(runs: int, engine: str, as_json: bool) -> None:
         setting=f"{VPS} VPs",
         missing={"qemu": "No column for KVM"},
         notes=["Calls: minimum over the rounds."],
+        as_json=as_json,
+    )
+
+
+@bench.command(cls=DocumentedCommand, examples=_HARDWARE_EXAMPLES, statuses=_STATUSES)
+@_runs_option("Guests on each side, in turns.")
+@json_option
+@debug_option
+def hardware(runs: int, as_json: bool) -> None:
+    """Measure direct hardware: NVMe and network card in the root.
+
+    The root partition and an ordinary guest of qemu-system-x86_64 (-accel kvm -device vfio-pci) have the same two
+    devices in turns, with the same kernel and program, in an appliance that emulates the devices.
+    """
+    from rootvisor.bench.hardware import MEMORY_MIB, HardwareRequest, measure
+    from rootvisor.bench.hardware_rows import document, rows
+    from rootvisor.cli.bench_preparation import preparation
+    from rootvisor.cli.bench_report import Measured, report
+    from rootvisor.cli.kernel_choice import cached_kernel
+    from rootvisor.cli.launch import inner_argv
+    from rootvisor.cli.prepare import python_argv
+
+    with preparation("appliance") as ready:
+        kernel = cached_kernel("mshv", ready.progress)
+        machine = inner_argv("", False)[:-1]
+        request = HardwareRequest(kernel=kernel, machine_argv=machine, runs=runs, python=python_argv())
+        results = measure(request, ready.folder, progress=ready.progress)
+    measured = Measured(ready.engine, results, f"{kernel.name} {kernel.version}")
+    report(
+        measured,
+        rows(results),
+        document(results),
+        setting=f"root and guest: kernel {measured.kernel}, 1 VP, {MEMORY_MIB} MiB",
+        missing=_NO_QEMU,
+        notes=["Medians. One thing at a time, past the page cache."],
         as_json=as_json,
     )
 
