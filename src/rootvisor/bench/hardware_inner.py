@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rootvisor.peers.inner import Boot
 
 _KVM = "/sys/kernel/debug/kvm"
-_GUEST_TIMEOUT_S = 300.0
+_GUEST_TIMEOUT_S = 180.0
 
 
 class ExitCounter:
@@ -51,22 +51,23 @@ def kvm_exits(pid: int) -> int:
     return total
 
 
-def run(name: str, argv: list[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """A guest to its end: what it measured by kind, and exits by kind. GuestError when it did not do it all."""
-    from rootvisor.bench.vmm_inner import GuestError, follow, problem_of
+def run(name: str, argv: list[str]) -> tuple[dict[str, float], dict[str, int], str | None]:
+    """A guest to its end: what it measured by kind, exits by kind, and why that is not everything, if it is not."""
+    from rootvisor.bench.vmm_inner import follow, problem_of
     from rootvisor.peers.inner import Boot
 
     boot = Boot({"name": name, "vmm": name, "argv": argv, "expected": {}, "timeout_s": _GUEST_TIMEOUT_S})
     counter = ExitCounter(boot)
     follow(boot, heard=counter.look)
     result = boot.close()
-    if not result["ok"]:
-        raise GuestError(problem_of(result, "failed"))
     values = {key: float(value) for key, value in result["said"] if key not in _WORDS}
-    return values, counter.exits
+    if result["ok"]:
+        return values, counter.exits, None
+    begun = [value for key, value in result["said"] if key == "begin"]
+    return values, counter.exits, f"{problem_of(result, 'failed')}{f' {begun[-1]}' if begun else ''}"
 
 
-_WORDS = ("up", "begin", "done", "interrupts", "end")
+_WORDS = ("up", "begin", "done", "interrupts", "problem", "end")
 
 
 def append(job: dict[str, Any], only: str = "") -> str:
@@ -122,7 +123,9 @@ def theirs(job: dict[str, Any], model: str) -> list[str]:
 
 def count(job: dict[str, Any], folder: str, kind: str) -> tuple[float, int]:
     """How many times the root did a thing in its time, and how many exits its whole run had, to the hypervisor."""
-    values, _ = run("the root partition", ours(job, folder, kind))
+    values, _, problem = run("the root partition", ours(job, folder, kind))
+    if problem is not None:
+        raise OSError(problem)
     with open(f"{folder}/report", encoding="utf-8") as file:
         exits = sum(json.load(file)["exits"].values())
     return next(iter(values.values()), 0.0) * job["load_s"], exits
@@ -130,7 +133,6 @@ def count(job: dict[str, Any], folder: str, kind: str) -> tuple[float, int]:
 
 def _measure_in(job: dict[str, Any], folder: str) -> dict[str, Any]:
     """Side -> kind -> one value for each guest, exits likewise; the root's exits to the hypervisor by kind."""
-    from rootvisor.bench.vmm_inner import GuestError
     from rootvisor.peers.inner import processor_model
     from rootvisor.vfio.binding import Binding
     from rootvisor.vfio.host_device import find
@@ -144,18 +146,16 @@ def _measure_in(job: dict[str, Any], folder: str) -> dict[str, Any]:
         for turn in range(job["runs"]):
             for side, argv in sides.items():
                 _say(f"{side}, guest {turn + 1} of {job['runs']}")
-                try:
-                    values, exits = run(side, argv)
-                except (GuestError, OSError, ValueError) as error:
-                    results["problems"].append(str(error))
-                    continue
+                values, exits, problem = run(side, argv)
+                if problem is not None:
+                    results["problems"].append(problem)
                 results["loads"].setdefault(side, []).append(values)
                 results["kvm_exits"].setdefault(side, []).append(exits)
         for kind in ("idle", "read:4096:random", "echo"):
             _say(f"rootvisor, exits, {kind}")
             try:
                 results["hypervisor_exits"][kind] = count(job, folder, kind)
-            except (GuestError, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 results["problems"].append(str(error))
     finally:
         binding.close()

@@ -85,7 +85,10 @@ def document(results: dict[str, Any]) -> dict[str, Any]:
     """The results for machines: every value, and the targets with their verdicts."""
     return {
         "loads": {
-            side: {key: summary([run[key] for run in runs if key in run], 2) for key in runs[0]}
+            side: {
+                key: summary([run[key] for run in runs if key in run], 2)
+                for key in dict.fromkeys(key for run in runs for key in run)
+            }
             for side, runs in results["loads"].items()
             if runs
         },

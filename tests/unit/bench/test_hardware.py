@@ -101,5 +101,12 @@ def test_exits_are_those_between_begin_and_done(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hardware_inner, "kvm_exits", lambda _pid: next(counted))
     said = ("up", "begin echo", "echo 7.5", "done echo", "begin idle", "done idle", "interrupts 1 2", "end")
     script = f"for words in {said}: print('guest:', words, flush=True)"
-    values, exits = hardware_inner.run("side", [sys.executable, "-c", script])
-    assert values == {"echo": 7.5} and exits == {"echo": 250, "idle": 1}
+    measured = hardware_inner.run("side", [sys.executable, "-c", script])
+    assert measured == ({"echo": 7.5}, {"echo": 250, "idle": 1}, None)
+
+
+def test_a_guest_that_fails_leaves_what_it_had_measured_and_a_reason() -> None:
+    script = "print('guest: begin echo'); print('guest: echo 7.5'); print('guest: begin send'); raise SystemExit(3)"
+    values, _, problem = hardware_inner.run("side", [sys.executable, "-c", script])
+    assert values == {"echo": 7.5}
+    assert problem is not None and "side ended with status 3" in problem and problem.endswith(" send")
