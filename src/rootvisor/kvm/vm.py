@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from _thread import allocate_lock
 from fcntl import ioctl
 
 from . import abi
@@ -28,7 +29,7 @@ _RANGE = struct.Struct("<IIIxxxxQ")
 class Vm:
     """One KVM virtual machine. All ioctls raise :class:`KvmError`."""
 
-    __slots__ = ("_routes", "_slots", "_split", "coalesced", "fd", "kvm", "vcpus")
+    __slots__ = ("_route_lock", "_routes", "_slots", "_split", "coalesced", "fd", "kvm", "vcpus")
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
@@ -40,6 +41,7 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self._slots: dict[int, tuple[int, int]] = {}
         self._routes: dict[int, tuple[int, int]] = {}
+        self._route_lock = allocate_lock()
         self._split = False
         self.coalesced = CoalescedWrites(self)
 
@@ -170,13 +172,18 @@ class Vm:
     def set_msi_route(self, gsi: int, message: tuple[int, int] | None) -> None:
         """Routes ``gsi`` (24 and up; any with a split interrupt controller) to the MSI (address, data), or removes
         the route."""
-        if message is None:
-            if self._routes.pop(gsi, None) is None:
+        # KVM gets whole tables: one that was made earlier must not come later, with another thread's old route.
+        with self._route_lock:
+            if message is None:
+                if self._routes.pop(gsi, None) is None:
+                    return
+            elif self._routes.get(gsi) == message:
                 return
-        elif self._routes.get(gsi) == message:
-            return
-        else:
-            self._routes[gsi] = message
+            else:
+                self._routes[gsi] = message
+            self._set_routes()
+
+    def _set_routes(self) -> None:
         table = bytearray()
         count = 0
         # KVM_SET_GSI_ROUTING replaces the table: the pins of an in-kernel IO-APIC and PIC come with it
