@@ -175,7 +175,9 @@ class DebianRoot:
             ["ssh", "-F", "none", "-i", str(key), "-p", str(self._port), *words, "root@127.0.0.1", command],
             input=data, capture_output=True, timeout=seconds, check=False,
         )  # fmt: skip
-        assert not done.returncode, f"{command}: {done.stderr.decode()}{done.stdout.decode(errors='replace')}"
+        assert not done.returncode, (
+            f"{command}: {done.stderr.decode()}{done.stdout.decode(errors='replace')}\n{self.console[-6000:]}"
+        )
         return done.stdout
 
     def powers_off(self) -> dict[str, object]:
