@@ -421,12 +421,37 @@ def _ranges(vp: ChildVp) -> Iterator[tuple[int, int, bool]]:
     yield stack - _FRAME & _MASK64, _FRAME, True
 
 
+def _task_stacks(vp: ChildVp) -> Iterator[tuple[int, int, bool]]:
+    """The stacks of the task state, which exceptions of user mode and those with a stack of their own are pushed to.
+
+    The processor raises most exceptions by itself (a write to a page that is read-only for the guest, an undefined
+    opcode): that one is under way shows nowhere when its stack is not there.
+    """
+    u64 = vp.u64
+    task = u64[_TR]
+    end = (u64[_TR + 1] & _MASK32) + 1
+    long_mode = bool(u64[_EFER] & _EFER_LMA)
+    for at in (4, *range(36, 92, 8)) if long_mode else (4,):
+        if at + 8 > end or not u64[_CR0] & 1:
+            return
+        try:
+            stack = _read(vp, task + at & _MASK64, 8 if long_mode else 4)
+        except _GuestFault:
+            return
+        if stack:
+            yield stack - _FRAME & (_MASK64 if long_mode else _MASK32), _FRAME, True
+
+
 def _system_structures(vp: ChildVp) -> MemoryAccess | None:
-    """For what the instruction does not tell: a page of descriptor tables, task state or stack that is not there.
+    """For what the instruction does not tell: a page of descriptor tables, task state or stacks that is not there.
 
     Only pages that come when they are asked for; blaming one wrongly costs nothing.
     """
-    for linear, size, write in _ranges(vp):
+    return _missing(vp, _ranges(vp)) or _missing(vp, _task_stacks(vp))
+
+
+def _missing(vp: ChildVp, ranges: Iterator[tuple[int, int, bool]]) -> MemoryAccess | None:
+    for linear, size, write in ranges:
         at = linear
         while at < linear + size:
             try:

@@ -17,12 +17,23 @@ from rootvisor.mshv import (
     Mshv,
     MshvError,
     Msr,
+    Segment,
     UnrecoverableException,
 )
 from rootvisor.tlfs import intercepts, msrs, status
 from rootvisor.tlfs import partition_properties as properties
 from tests.children.code import Code
-from tests.children.guest import FREE, QEMU_FEATURES, Guest, check, interrupted_after, must_be, note
+from tests.children.guest import (
+    FREE,
+    MIB,
+    PAGE_TABLES,
+    QEMU_FEATURES,
+    Guest,
+    check,
+    interrupted_after,
+    must_be,
+    note,
+)
 
 HOLE = 0x40000000
 PAGE = 4096
@@ -201,6 +212,35 @@ def test_push_and_stack_of_an_exception_in_a_hole(mshv: Mshv) -> None:
         guest.vp.set_registers(rbx=HOLE)
         must_be(guest.next(), MemoryAccess, access=WRITE, gpa=HOLE - 8, gva=HOLE - 8)
         check(guest.vp.get_registers("rsp"), [HOLE])
+
+
+#: In user mode: a write that the guest's own tables forbid, an undefined opcode, a division by zero.
+FORBIDDEN, UNDEFINED, DIVISION = (
+    Code("movq %rax, (%rbx)\n1: jmp 1b\n"),
+    Code("ud2\n"),
+    Code("xorl %edx, %edx\nxorl %ecx, %ecx\ndivl %ecx\n"),
+)
+#: The stack lies where nothing else is: the driver maps 2 MiB around what it is asked for.
+TASK, TASK_STACK = 0x8F000, 4 * MIB
+
+
+def test_exception_of_user_mode_whose_stack_is_not_there(mshv: Mshv) -> None:
+    """Nothing but the task state says where the processor pushes to: the page must come all the same."""
+    for code, vector in ((FORBIDDEN, 14), (UNDEFINED, 6), (DIVISION, 0)):
+        with Guest(mshv, code, memory=8 * MIB, interrupts=True, large_pages=False) as guest:
+            guest.write(
+                PAGE_TABLES + 0x2000, struct.pack("<2Q", 0x87, 2 * MIB | 0x85)
+            )  # the second is read-only
+            guest.write(TASK, struct.pack("<IQ", 0, TASK_STACK + 0x1000).ljust(0x68, b"\0"))
+            user, data = Segment.code64(0x33), Segment.data(0x2B)
+            for segment in (user, data):
+                segment.attributes |= 3 << 5
+            task = Segment.tss()
+            task.base, task.limit = TASK, 0x67
+            guest.vp.set_registers(cs=user, ss=data, ds=data, es=data, tr=task, rbx=2 * MIB)
+            message = guest.next()
+            check(message.port, 0xE1, f"instead of vector {vector}: {message}")  # type: ignore[attr-defined]
+            check(message.value & 0xFF, vector)  # type: ignore[attr-defined]
 
 
 MSR_CODE = Code("""
