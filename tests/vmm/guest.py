@@ -32,6 +32,7 @@ class Guest:
     """``rootvisor vmm`` with these options, running. As a context it is killed at the end.
 
     ``job``: where kernels and initial ramdisks are (tests/vmm/job.py). ``work``: the guest's shell script.
+    ``hyperv``: it is offered the synthetic interrupt controller and timers, too.
     """
 
     _number = 0
@@ -47,6 +48,7 @@ class Guest:
         api: bool = False,
         boot: bool = True,
         cpus: int = 1,
+        hyperv: bool = False,
         memory: str = "128M",
     ) -> None:
         Guest._number += 1
@@ -72,7 +74,7 @@ class Guest:
                 "--cmdline",
                 self.payload["cmdline"],
                 "--cpus",
-                f"boot={cpus}",
+                f"boot={cpus}" + (",kvm_hyperv=on" if hyperv else ""),
                 "--memory",
                 f"size={memory}",
             ]

@@ -110,7 +110,10 @@ CPUS = Table(
         ),
         Field("topology", Unsupported("every virtual processor is a core of one package")),
         Field(
-            "kvm_hyperv", Flag(), "a guest of this hypervisor sees Hyper-V always.", inert=True, default=False
+            "kvm_hyperv",
+            Flag(),
+            "Synthetic interrupt controller and timers too. Linux then ticks by these, at an exit for each tick.",
+            default=False,
         ),
         Field(
             "max_phys_bits",

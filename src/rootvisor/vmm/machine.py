@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .terminal import Terminal
 
 #: What the guest may know and use of the hypervisor: a Linux guest keeps time by the reference TSC, and its local APIC
-#: ticks. Synthetic interrupts and timers would cost an exit each. The APIC's MSRs are there because Linux sets up the
-#: VP assist page, which is one of them, without asking.
+#: ticks, whose timer is set without an exit. The APIC's MSRs are there because Linux sets up the VP assist page, which
+#: is one of them, without asking.
 SYNTHETIC_FEATURES = (
     properties.SYNTHETIC_HYPERVISOR_PRESENT
     | properties.SYNTHETIC_HV1
@@ -42,6 +42,8 @@ SYNTHETIC_FEATURES = (
     | properties.SYNTHETIC_REFERENCE_TSC
     | properties.SYNTHETIC_FREQUENCY
 )
+#: With ``cpus.kvm_hyperv``. Linux prefers these timers to the local APIC's, and each setting is an exit.
+_MORE_FEATURES = properties.SYNTHETIC_SYNIC | properties.SYNTHETIC_TIMERS | properties.SYNTHETIC_DIRECT_TIMERS
 _MIN_ADDRESS_BITS = 36
 
 
@@ -111,7 +113,8 @@ class Machine:
             raise MachineError(f"{error}; python3 -m pip install iced-x86") from error
         self._mshv = mshv = Mshv()
         self._partition = partition = mshv.create_partition()
-        partition.set_property(properties.SYNTHETIC_PROC_FEATURES, SYNTHETIC_FEATURES)
+        features = SYNTHETIC_FEATURES | (_MORE_FEATURES if config["cpus"]["kvm_hyperv"] else 0)
+        partition.set_property(properties.SYNTHETIC_PROC_FEATURES, features)
         partition.initialize()
         partition.set_property(properties.UNIMPLEMENTED_MSR_ACTION, properties.MSR_ACTION_IGNORE)
         partition.freeze_time(True)

@@ -26,6 +26,10 @@ def test_restored_guest_of_two_processors_goes_on_where_it_was(job: Job) -> None
     _cycles(job, 2, CYCLES)
 
 
+def test_guest_that_ticks_by_synthetic_timers_goes_on_where_it_was(job: Job) -> None:
+    _cycles(job, 2, CYCLES, hyperv=True)
+
+
 def test_shared_folder_that_was_mounted_is_in_no_snapshot(job: Job) -> None:
     """Not mounted yet, mounted, and added again to a restored guest."""
     folder = f"{FOLDER}/shared"
@@ -78,7 +82,7 @@ def _restored(job: Job, name: str) -> Guest:
     return Guest(job, "", "--restore", f"source_url=file://{FOLDER}/{name},resume=true", boot=False, api=True)
 
 
-def _cycles(job: Job, cpus: int, count: int) -> None:
+def _cycles(job: Job, cpus: int, count: int, hyperv: bool = False) -> None:
     """A chain of numbers, each of the ones before it, that a reference computes too: nothing may be missing."""
     os.makedirs(FOLDER, exist_ok=True)
     disk = f"{FOLDER}/work.raw"
@@ -90,7 +94,16 @@ def _cycles(job: Job, cpus: int, count: int) -> None:
     work += "tool work /dev/vda 1024\n"
     chain = Chain()
     figures = []
-    guest = Guest(job, work, "--disk", f"path={disk},image_type=raw", kernel="mshv-elf", cpus=cpus, api=True)
+    guest = Guest(
+        job,
+        work,
+        "--disk",
+        f"path={disk},image_type=raw",
+        kernel="mshv-elf",
+        cpus=cpus,
+        hyperv=hyperv,
+        api=True,
+    )
     try:
         for cycle in range(count):
             for _ in range(5):
