@@ -13,7 +13,7 @@ REAL_BASE = 0x8000
 DONE_PORT = 0xD0
 """``done``: the guest has finished."""
 SAY_PORT = 0xE0
-"""``say REG32``: a value for the test."""
+"""``say REG32``: a value for the test. ``set MSR`` writes RAX to an MSR, ``get MSR`` reads it, with RCX and RDX."""
 
 PRELUDE = f"""
     .macro done
@@ -25,6 +25,18 @@ PRELUDE = f"""
     movq \\value, %rax
     outl %eax, ${SAY_PORT:#x}
     popq %rax
+    .endm
+    .macro set msr
+    movl \\msr, %ecx
+    movq %rax, %rdx
+    shrq $32, %rdx
+    wrmsr
+    .endm
+    .macro get msr
+    movl \\msr, %ecx
+    rdmsr
+    shlq $32, %rdx
+    orq %rdx, %rax
     .endm
 """
 """Macros of all pieces."""

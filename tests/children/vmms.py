@@ -76,11 +76,12 @@ def fork(work: object) -> int:
 def at_work(slot: int) -> None:
     """A VMM whose guest counts and asks for an answer now and then; each answer is counted in ``slot``."""
     from rootvisor.mshv import Mshv
-    from tests.children.guest import Guest
+    from tests.children.guest import QEMU_FEATURES, Guest
     from tests.children.guests_at_work import COUNT
 
     counters = memoryview(_shared).cast("Q")
-    with Mshv() as mshv, Guest(mshv, COUNT) as guest:
+    # with timers, so that their clock, which all partitions share, is there from the start
+    with Mshv() as mshv, Guest(mshv, COUNT, features=QEMU_FEATURES) as guest:
         while True:
             guest.skip(guest.next())
             counters[slot] += 1
@@ -188,17 +189,22 @@ def kills(count: int, seed: int) -> None:
 
 def cycles(count: int) -> None:
     from rootvisor.mshv import Mshv
-    from tests.children.guest import Guest
+    from tests.children.guest import QEMU_FEATURES, Guest
     from tests.children.guests_at_work import DONE
 
+    #: direct, vector 0xE1, each millisecond: deleted while it expires
+    timer = {"stimer0_config": 0x1E13, "stimer0_count": 10_000}
     with Mshv() as mshv:
         for _ in range(20):
-            with Guest(mshv, DONE, vps=2) as guest:
+            with Guest(mshv, DONE, vps=2, features=QEMU_FEATURES) as guest:
+                guest.vp.set_registers(**timer)
                 guest.finish()
         ask("ready")
         started = time.monotonic()
         for number in range(1, count + 1):
-            with Guest(mshv, DONE, vps=2) as guest:
+            with Guest(mshv, DONE, vps=2, features=QEMU_FEATURES if number & 1 else None) as guest:
+                if number & 1:
+                    guest.vp.set_registers(**timer)
                 guest.finish()
             if not number % 50 or number == count:
                 complain()

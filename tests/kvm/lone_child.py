@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rootvisor.bus.address_space import GuestMemory, MemoryRegion
-from rootvisor.hypervisor import hypercall_abi, vp_registers
+from rootvisor.hypervisor import hypercall_abi, init_watch, vp_registers
 from rootvisor.hypervisor.child_cpuid import CpuidResults
 from rootvisor.hypervisor.child_interrupts import ChildInterrupts
 from rootvisor.hypervisor.child_memory import ChildMemory
@@ -123,7 +123,7 @@ class LoneChild:
         self.vm = self.kvm.create_vm()
         self.memory = ChildMemory(self.vm, self.hypervisor)
         self.memory.bind(GuestMemory((MemoryRegion(0, RAM, self.ram, self._shared.fd, 0),)))
-        self.vm.filter_msrs([(msrs.FIRST, msrs.COUNT)])
+        self.vm.filter_msrs([(msrs.FIRST, msrs.COUNT), *init_watch.KVMS])
         partition: Any = StandIn(
             hypervisor=self.hypervisor, id=PARTITION_ID, vm=self.vm, memory=self.memory, flags=1 << 22, vps=[],
             disabled_features=(0, 0, 0), privileges=privilege, features=0, recommendations=0,
@@ -131,7 +131,7 @@ class LoneChild:
             reference_time=ReferenceTime(1_000_000_000, 0), tsc_invariant=0, apic_hz=1_000_000_000,
             intercepts=InstalledIntercepts(), doorbells=self.doorbells, unimplemented_msr_action=0, defect=None,
             trace=None, held=0, pinned=0, hypervisor_present=bool(privilege), last_leaf=0x40000006, max_vps=256,
-            time=RunningTime(),
+            time=RunningTime(), timers=None, lazy_eoi=False,
         )  # fmt: skip
         self.partition = partition
         self.partition.interrupts = ChildInterrupts(self.partition)

@@ -86,3 +86,13 @@ def test_root_partition_of_a_group_ends_well_and_has_its_memory_back(group: str,
     assert facts["ended"] == "poweroff"
     deposits = facts["deposits"]
     assert deposits["in_use"] == 0 and deposits.get("lost", 0) == 0, deposits
+
+
+@pytest.mark.row(
+    "EOI-01", "EOI-02", "SYN-18", "TMR-01", "TMR-02", "TMR-06", "TMR-07", "TMR-08", "TMR-13", "PRV-03"
+)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_timers_eois_and_inits_of_children(scheduler: str) -> None:
+    """What rows of the guest interface the group shows in children: tests/children/groups/timers.py."""
+    assert outcome("timers", scheduler)[0].failures == {name: [] for name in names("timers")}

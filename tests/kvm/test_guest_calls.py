@@ -503,7 +503,6 @@ PARENT = {
     "PRV-18",
     "MEM-02",
     "MSC-07",
-    "TMR-13",
 )
 @pytest.mark.parametrize("name", sorted(PARENT))
 def test_calls_of_a_root_or_parent(ordinary2: Ordinary, name: str) -> None:

@@ -259,7 +259,7 @@ case(hv.INSTALL_INTERCEPT, NO_PARTITION)(lambda s: install(s.nobody, intercepts.
 
 
 def _too_many_msrs(stage: Stage) -> int:
-    for number in range(15):
+    for number in range(13):
         assert (
             stage.call(
                 hv.INSTALL_INTERCEPT, install(stage.child, intercepts.TYPE_MSR_INDEX, 3, 0x400 + number)

@@ -14,6 +14,7 @@ from ..tlfs import privileges
 _PRIVILEGES = {
     tlfs.SYNTHETIC_REFERENCE_COUNTER: privileges.ACCESS_PARTITION_REFERENCE_COUNTER,
     tlfs.SYNTHETIC_SYNIC: privileges.ACCESS_SYNIC_REGS | privileges.POST_MESSAGES,
+    tlfs.SYNTHETIC_TIMERS: privileges.ACCESS_SYNTHETIC_TIMER_REGS,
     tlfs.SYNTHETIC_APIC_MSRS: privileges.ACCESS_INTR_CTRL_REGS,
     tlfs.SYNTHETIC_HYPERCALL_MSRS: privileges.ACCESS_HYPERCALL_MSRS,
     tlfs.SYNTHETIC_VP_INDEX: privileges.ACCESS_VP_INDEX,
@@ -28,6 +29,7 @@ _FEATURES = {
     tlfs.SYNTHETIC_HYPERCALL_MSRS: privileges.FEATURE_XMM_INPUT,
     tlfs.SYNTHETIC_FREQUENCY: privileges.FEATURE_FREQUENCY_MSRS,
     tlfs.SYNTHETIC_FAST_OUTPUT: privileges.FEATURE_XMM_OUTPUT,
+    tlfs.SYNTHETIC_DIRECT_TIMERS: privileges.FEATURE_DIRECT_TIMERS,
 }
 _PRESENT = tlfs.SYNTHETIC_HYPERVISOR_PRESENT | tlfs.SYNTHETIC_HV1
 #: What a VMM can have: property ASSIGNABLE_SYNTHETIC_PROC_FEATURES.
@@ -48,8 +50,9 @@ def privileges_of(synthetic: int) -> int:
 
 
 def features_of(synthetic: int) -> int:
-    """Features for a value of the property."""
-    return _sum(_FEATURES, synthetic)
+    """Features for a value of the property. Direct mode is one of timers that are there."""
+    total = _sum(_FEATURES, synthetic)
+    return total if synthetic & tlfs.SYNTHETIC_TIMERS else total & ~privileges.FEATURE_DIRECT_TIMERS
 
 
 def _sum(table: dict[int, int], synthetic: int) -> int:

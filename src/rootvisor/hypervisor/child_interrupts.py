@@ -120,11 +120,11 @@ class ChildInterrupts:
         return vp.index in self._lint or vp.index in self._extint or vp.synic.deliverable() != 0
 
     def _reset_synics(self, destination: int, control: int) -> None:
-        """INIT resets the SynIC too. (KVM does not tell of an INIT that another VP sends.)"""
+        """INIT resets SynIC, timers and assist page, too. (One that another VP sends is noticed: ChildVp.settle.)"""
         if not control & tlfs.INTERRUPT_LOGICAL:
             for vp in self._child.vps:
                 if destination in (vp.apic_id, _BROADCAST):
-                    vp.synic.reset()
+                    vp.reset_synthetic()
 
     def _route(self, vector: int) -> None:
         self._routed.add(vector)

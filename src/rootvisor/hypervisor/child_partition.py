@@ -7,19 +7,25 @@ import sys
 from time import monotonic
 
 from ..kvm.errors import KvmError
-from ..tlfs import msrs, status
-from ..tlfs.cpuid import HARDWARE_FEATURES, RECOMMEND_NO_AUTO_EOI, RECOMMEND_RELAXED_TIMING
-from . import child_features, vp_registers, vp_state
+from ..tlfs import msrs, privileges, status
+from ..tlfs.cpuid import (
+    HARDWARE_FEATURES,
+    RECOMMEND_APIC_MSRS,
+    RECOMMEND_NO_AUTO_EOI,
+    RECOMMEND_RELAXED_TIMING,
+)
+from . import child_features, init_watch, vp_registers, vp_state
 from .child_cpuid import CpuidResults
 from .child_interrupts import ChildInterrupts
 from .child_memory import ChildMemory
 from .child_overlay import OverlayPages
-from .child_time import ChildTime
+from .child_time import ChildClock, ChildTime
 from .child_vp import ChildVp
 from .doorbells import Doorbells
 from .errors import HvError, HypervisorError, Restart
 from .intercepts import InstalledIntercepts
 from .partition import Partition
+from .synthetic_timers import TimerQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,13 +50,14 @@ class ChildPartition(Partition):
 
     ``unimplemented_msr_action`` is what an unknown MSR does: 0 raises #GP, 1 reads as zero and ignores writes.
     ``held``: no VP enters the guest (:meth:`hold`). ``pinned``: calls that have let Hypervisor.lock go and still need
-    the VPs.
+    the VPs. ``timers``: the queue of the synthetic timers, if VPs have them. ``lazy_eoi``: KVM tells in the assist
+    pages which interrupts need no EOI.
     """
 
     __slots__ = (
-        "_purge_until", "_reported", "_spare", "_synthetic_features", "_table", "cpuid_results", "disabled_features",
-        "doorbells", "flags", "held", "intercepts", "interrupts", "overlay_pages", "pinned", "processors_per_socket",
-        "root", "state", "time", "unimplemented_msr_action",
+        "_prepared", "_purge_until", "_reported", "_spare", "_synthetic_features", "_table", "cpuid_results",
+        "disabled_features", "doorbells", "flags", "held", "intercepts", "interrupts", "lazy_eoi", "overlay_pages",
+        "pinned", "processors_per_socket", "root", "state", "time", "timers", "unimplemented_msr_action",
     )  # fmt: skip
     memory: ChildMemory
     vps: list[ChildVp]  # type: ignore[assignment]
@@ -94,11 +101,14 @@ class ChildPartition(Partition):
             self.unimplemented_msr_action = 0
             self.processors_per_socket = 0
             memory.bind(self.root.memory)
-            vm.filter_msrs([(msrs.FIRST, msrs.COUNT)])
+            self._prepared = False
+            self.timers: TimerQueue | None = None
+            self.lazy_eoi = False
             self.interrupts = ChildInterrupts(self)
             self.interrupts.create_irqchip()
             self.doorbells = Doorbells(hypervisor)
             self.intercepts = InstalledIntercepts()
+            self.filter_msrs()
             self.cpuid_results = CpuidResults()
             self.time = ChildTime(self, vp)
             self.overlay_pages = OverlayPages(self)
@@ -122,6 +132,33 @@ class ChildPartition(Partition):
         self.hypervisor_present = child_features.hypervisor_present(value)
         self.privileges = child_features.privileges_of(value)
         self.features = child_features.features_of(value)
+
+    def filter_msrs(self) -> None:
+        """Which MSRs leave KVM: the hypervisor's registers, KVM's own, which are nobody's here, and those with an
+        intercept. EOI stays where assist pages make most EOIs needless."""
+        self.vm.filter_msrs(
+            [(msrs.FIRST, msrs.COUNT), *init_watch.KVMS, *((one, 1) for one in self.intercepts.msrs)],
+            allowed=msrs.EOI if self.lazy_eoi else None,
+        )
+
+    def _prepare(self, vcpu: Vcpu, root_vp: VirtualProcessor) -> None:
+        """Before the first VP, whose processor is ``vcpu``: what is to be offered, by what this KVM has. KvmError."""
+        if self._prepared:
+            return
+        if self.privileges & privileges.ACCESS_SYNTHETIC_TIMER_REGS and self.timers is None:
+            self.timers = TimerQueue(self, ChildClock(self, self.hypervisor.clock(root_vp)))
+            if self.time.frozen:
+                self.timers.hold()
+        if (
+            self.privileges & privileges.ACCESS_INTR_CTRL_REGS
+            and self.hypervisor.kvm.eoi_exits()
+            and not vcpu.set_msr(msrs.EOI, 1 << 32)
+            and vcpu.set_msr(msrs.EOI, 0)
+        ):
+            self.lazy_eoi = True
+            self.recommendations |= RECOMMEND_APIC_MSRS
+            self.filter_msrs()
+        self._prepared = True
 
     @property
     def time_frozen(self) -> bool:
@@ -158,6 +195,7 @@ class ChildPartition(Partition):
         vcpu = self._spare.pop(index, None) or self.vm.create_vcpu(index)
         pages: list[MovableOverlay] = []
         try:
+            self._prepare(vcpu, root_vp)
             while len(pages) < _PAGES_PER_VP:
                 pages.append(self.overlay_pages.allocate())
             vp = ChildVp(self, index, vcpu, tuple(pages))
@@ -226,7 +264,9 @@ class ChildPartition(Partition):
                     vp.resume(vp.root_vp)
 
     def _retire(self, vp: ChildVp) -> None:
-        """The VP has stopped for good: its state pages are back in the pool."""
+        """The VP has stopped for good: its timers are off, its state pages are back in the pool."""
+        if self.timers is not None:
+            self.timers.forget(vp)
         vp_state.unmap_pages(vp)
         if vp.halted is not None:
             vp.halted.close()
@@ -291,6 +331,8 @@ class ChildPartition(Partition):
         self.state = FINALIZED
         for vp in self.vps:
             self._retire(vp)
+        if self.timers is not None:
+            self.timers.stop()
         self._table.clear()
         self.vps.clear()
         self._spare.clear()

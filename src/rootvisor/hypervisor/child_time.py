@@ -8,7 +8,7 @@ the root, which cannot be in guest mode while it makes a hypercall: nobody waits
 
 While time is frozen no VP runs: who is resumed starts with the thaw. KVM's local APIC timers go on in the host; a
 thaw sets each back to what it had left when time stopped. What falls short: the tick of a periodic timer that was due
-but not yet delivered at that moment is lost.
+but not yet delivered at that moment is lost. Synthetic timers are due by reference time, and nothing of them is lost.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .child_partition import ChildPartition
     from .child_vp import ChildVp
+    from .synthetic_timers import IdleProcessor
     from .vp import VirtualProcessor
 
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -59,6 +60,11 @@ class ChildTime:
     def _tsc(self, vp: VirtualProcessor) -> int:
         return self._base + (self._stopped_at if self.frozen else host_tsc(vp)) & _MASK64
 
+    def by(self, clock: IdleProcessor) -> int:
+        """Reference time in 100 ns; any thread, and no processor of the root's or the child's is asked."""
+        tsc = self._stopped_at if self.frozen else clock.host_tsc()
+        return self._child.reference_time.at(self._base + tsc & _MASK64)
+
     def join(self, new: ChildVp, vp: VirtualProcessor) -> None:
         """``new`` gets the TSC of the partition; ``vp`` is the root's that makes the call."""
         if not tsc_offset.set(new.vcpu, self._base):
@@ -72,6 +78,8 @@ class ChildTime:
     def set(self, value: int, vp: VirtualProcessor) -> None:
         """Reference time is ``value`` now; the guest's page follows."""
         self._set_reference(value, self._tsc(vp))
+        if self._child.timers is not None and not self.frozen:
+            self._child.timers.go_on()
 
     def _set_reference(self, value: int, tsc: int) -> None:
         time = self._child.reference_time
@@ -94,6 +102,8 @@ class ChildTime:
             self._child.hold()
         finally:
             self._changing = False
+        if self._child.timers is not None:
+            self._child.timers.hold()
         self._stopped_at = host_tsc(vp)
         self.frozen = True
         for one in self._child.vps:
@@ -113,6 +123,8 @@ class ChildTime:
         self.frozen = False
         for one in self._child.vps:
             self._continue(one, gone)
+        if self._child.timers is not None:
+            self._child.timers.go_on()
         self._child.let_go()
 
     def _continue(self, vp: ChildVp, gone: int) -> None:
@@ -154,3 +166,20 @@ class ChildTime:
         reference = self._child.reference_time.at(self._base + self._stopped_at & _MASK64)
         self._base = value - self._stopped_at & _MASK64
         self._set_reference(reference, value)
+
+
+class ChildClock:
+    """The clock of a child's synthetic timers."""
+
+    __slots__ = ("_clock", "_time")
+
+    def __init__(self, child: ChildPartition, clock: IdleProcessor) -> None:
+        self._time = child.time
+        self._clock = clock
+
+    def now(self) -> int:
+        """Reference time, of a partition whose time is not changing."""
+        return self._time.by(self._clock)
+
+    def close(self) -> None:
+        """The processor is the hypervisor's."""

@@ -34,6 +34,7 @@ from ..x86.decoder import decode
 from . import (
     emulated,
     hypercall_abi,
+    init_watch,
     intercepts,
     memory_access,
     register_page,
@@ -43,7 +44,10 @@ from . import (
 )
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
+from .init_watch import InitWatch
 from .memory_access import MemoryAccess
+from .synthetic_msrs import synthetic_msrs
+from .synthetic_timers import timers_of
 from .translations import Translations
 from .vp import VirtualProcessor
 
@@ -103,10 +107,10 @@ class ChildVp(VirtualProcessor):
     """
 
     __slots__ = (
-        "_debugged", "_deferred", "_gate", "_lost", "_lost_at", "_mapped", "_port_rip", "_quiet", "_started",
-        "_translation", "_translation_words", "_waiters", "_watch", "blocked", "dispatched", "explicit_suspend",
-        "halted", "intercept_suspend", "lets_root_react", "message_page", "pages", "register_page", "root_vp",
-        "running", "stored", "to_do", "told", "translations", "u32", "yielding",
+        "_debugged", "_deferred", "_gate", "_init", "_init_asked", "_lazy_eoi", "_lost", "_lost_at", "_mapped",
+        "_outside", "_port_rip", "_quiet", "_started", "_translation", "_translation_words", "_waiters", "_watch",
+        "blocked", "dispatched", "explicit_suspend", "halted", "intercept_suspend", "lets_root_react", "message_page",
+        "pages", "register_page", "root_vp", "running", "stored", "to_do", "told", "translations", "u32", "yielding",
     )  # fmt: skip
     partition: ChildPartition
     stored: StoredState
@@ -148,6 +152,20 @@ class ChildVp(VirtualProcessor):
         self._lost = 0
         #: the general registers at the last failure without a page to blame
         self._lost_at = b""
+        self._init = InitWatch(vcpu)
+        #: somebody wants to know of an INIT
+        self._init_asked = False
+        #: it is not in KVM_RUN, though it runs: it waits for another VP
+        self._outside = False
+        #: where KVM says that an interrupt needs no EOI, as KVM has been told
+        self._lazy_eoi = 0
+        if child.lazy_eoi:
+            vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, 0)  # a VP that was deleted may have left it
+        if child.timers is not None:
+            self.timers = timers_of(self, child.timers)
+            self.synic.watch = lambda: child.timers.watch(self)
+            self._msrs = synthetic_msrs(self)
+        init_watch.guard(self._msrs, self.notice_init)
         self.translations = Translations(self)
         self._translation = bytearray(24)
         self._translation_words = memoryview(self._translation).cast("Q")
@@ -252,6 +270,9 @@ class ChildVp(VirtualProcessor):
     def _park(self) -> None:
         """The VP is out of guest mode and stays so. Its own thread, with the lock."""
         self.running = False
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._waiters:
             for waiter in self._waiters:
                 waiter.release()
@@ -286,6 +307,88 @@ class ChildVp(VirtualProcessor):
         self.intercept_suspend = True
         self._park()
         return _TELL
+
+    # --- INIT, EOI, timers --------------------------------------------------------------------------------------------
+    def notice_init(self) -> None:
+        """See :func:`.init_watch.reset`: an INIT by a sibling is known from here on. Hypervisor.lock is held; its own
+        thread, or the VP is not in KVM_RUN. A VP without siblings is not asked each time: who would send it."""
+        if len(self.partition.vps) > 1 and self._init.happened():
+            self._lazy_eoi = 0  # KVM has forgotten, too
+            init_watch.reset(self)
+
+    def reset_synthetic(self) -> None:
+        """The root has just sent an INIT."""
+        self._lazy_eoi = 0
+        init_watch.reset(self)
+
+    def settle(self, caller: VirtualProcessor) -> None:
+        """Before ``caller`` sends something here: an INIT that the VP has had, or is about to have, is known then.
+
+        Lets Hypervisor.lock go meanwhile.
+        """
+        partition = self.partition
+        if len(partition.vps) < 2:
+            return
+        if caller is self:
+            self.notice_init()
+            return
+        lock = partition.hypervisor.lock
+        self._init_asked = self.to_do = True
+        if isinstance(caller, ChildVp):
+            caller._outside = True
+        partition.pinned += 1
+        try:
+            while self._init_asked and self.running and not self._outside and not self.stopping:
+                waiter = allocate_lock()
+                waiter.acquire()
+                self._waiters.append(waiter)
+                self.vcpu.kick()
+                held = lock._release_save()  # type: ignore[attr-defined]
+                try:
+                    waiter.acquire(timeout=_KICK_AGAIN_S)
+                finally:
+                    lock._acquire_restore(held)  # type: ignore[attr-defined]
+        finally:
+            partition.pinned -= 1
+            if isinstance(caller, ChildVp):
+                caller._outside = False
+        if self._init_asked and not self.stopping:
+            self._meet_init()
+
+    def _meet_init(self) -> None:
+        """An INIT that waits happens now. Hypervisor.lock is held, and the VP is not in KVM_RUN."""
+        self._init_asked = False
+        vp_registers.mp_state(self)
+        self.notice_init()
+        self._let_go()
+
+    def assist_page_changed(self) -> None:
+        """KVM gets to know where it may say that an interrupt needs no EOI: the first word of the assist page."""
+        if not self.partition.lazy_eoi:
+            return
+        if not self.running or self.vcpu.thread == get_ident():
+            self._place_lazy_eoi()
+        else:
+            self.to_do = True
+            self.vcpu.kick()
+
+    def _place_lazy_eoi(self) -> None:
+        page = self.assist_page
+        wanted = page.gpn << PAGE_GPN_SHIFT | 1 if page.enabled else 0
+        if wanted == self._lazy_eoi:
+            return
+        if not self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
+            wanted = 0  # no memory there; and where the page was is the guest's own again
+            self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted)
+        self._lazy_eoi = wanted
+
+    def look(self) -> bool:
+        """Lets messages that wait go on, if they can; whether to look again. No lock is held."""
+        if self.stopping or not self.synic.waits():
+            return False
+        assert self.partition.timers is not None
+        self.partition.timers.retry(self)
+        return self.synic.waits()
 
     def interrupt(self, vector: int) -> None:
         """Delivers a fixed, edge-triggered interrupt to this VP's local APIC."""
@@ -415,6 +518,11 @@ class ChildVp(VirtualProcessor):
         partition = self.partition
         if self._debugged is not partition.intercepts.exceptions:
             self._debug_exceptions()
+        if self._init_asked:
+            with partition.hypervisor.lock:
+                self._meet_init()
+        if partition.lazy_eoi:
+            self._place_lazy_eoi()
         if self.lets_root_react:
             self.lets_root_react = False
             self.let_root_react()
@@ -613,6 +721,7 @@ class ChildVp(VirtualProcessor):
         """KVM_RUN failed with EFAULT, or KVM's emulator could not go on."""
         found = memory_access.find(self)
         if found is None:
+            self.translations.forget()  # should one be wrong after all
             # The same instruction with other registers is one that got on: a loop, or what fills page after page.
             registers = bytes(self.u8[_REGS_BYTES])
             if registers != self._lost_at:
@@ -684,6 +793,8 @@ class ChildVp(VirtualProcessor):
     def _msr(self, number: int, why: int, write: bool) -> int:
         """An MSR that KVM leaves to us: synthetic, unknown, or with an intercept."""
         installed = self.partition.intercepts
+        if why == abi.MSR_EXIT_REASON_FILTER and number in init_watch.NUMBERS:
+            why = abi.MSR_EXIT_REASON_UNKNOWN  # KVM's own
         mask = tlfs.MASK_WRITE if write else tlfs.MASK_READ
         known = number in self._msrs
         wanted = installed.msrs.get(number, 0)

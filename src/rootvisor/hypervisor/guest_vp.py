@@ -10,7 +10,7 @@ from fcntl import ioctl
 from ..bus.address_space import AddressError
 from ..kvm import abi
 from ..tlfs import msrs, status
-from . import memory_access
+from . import init_watch, memory_access
 from .auto_eoi import AutoEoi
 from .computer_vp import ComputerVp
 from .errors import HvError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from ..kvm.vcpu import Vcpu
     from .guest_partition import GuestPartition
-    from .synthetic_msrs import Accessors, Read, Write
     from .vp import VirtualProcessor
 
 _GENERAL_PROTECTION = 13
@@ -39,13 +38,6 @@ _KICK_AGAIN_S = 0.02
 #: So many looks in a row that find a VP outside of the guest are enough.
 _ERRAND_LOOKS = 25
 _SUBERROR_EMULATION = 1
-_RESET_BY_INIT = frozenset(
-    (
-        msrs.VP_ASSIST_PAGE,
-        *range(msrs.SCONTROL, msrs.SINT15 + 1),
-        *range(msrs.STIMER0_CONFIG, msrs.STIMER0_CONFIG + 8),
-    )
-)
 _IRR = range(0x200, 0x280, 0x10)
 #: How often a VP may fail at memory without a page to blame.
 _UNEXPLAINED_LIMIT = 64
@@ -79,8 +71,7 @@ class GuestVp(ComputerVp):
         self._lazy_eoi = 0
         self.timers = timers_of(self, partition.timers)
         self._msrs = synthetic_msrs(self)
-        for index in _RESET_BY_INIT & self._msrs.keys():
-            self._msrs[index] = self._after_init(*self._msrs[index])
+        init_watch.guard(self._msrs, self.notice_init)
         self.synic.watch = lambda: partition.timers.watch(self)
         #: interrupts with automatic EOI that KVM's local APIC knows nothing of
         self._self_ending = AutoEoi(vcpu)
@@ -92,30 +83,13 @@ class GuestVp(ComputerVp):
             self.synic.auto_eoi = self._interrupt_that_ends_itself
 
     # --- INIT ---------------------------------------------------------------------------------------------------------
-    def _after_init(self, read: Read | None, write: Write | None) -> Accessors:
-        """A register that INIT resets: KVM has done the rest of an INIT before the VP comes to its registers."""
-
-        def read_after() -> int:
-            self.notice_init()
-            return read()  # type: ignore[misc]
-
-        def write_after(value: int) -> None:
-            self.notice_init()
-            write(value)  # type: ignore[misc]
-
-        return read_after if read else None, write_after if write else None
-
     def notice_init(self) -> None:
-        """After an INIT, SynIC, timers and assist page are as after creation. While the VP is outside of the guest."""
+        """See :func:`.init_watch.reset`. While the VP is outside of the guest."""
         with self._init_lock:
             if not self._init.happened():
                 return
             self._self_ending.clear()
-            self.synic.reset()
-            for timer in self.timers:
-                timer.reset()
-            self.assist_page.reset()
-            self.assist_page_changed()
+            init_watch.reset(self)
 
     def settle(self, caller: VirtualProcessor) -> None:
         """Before ``caller`` sends something here: an INIT that the VP has had, or is about to have, is known then.
@@ -166,8 +140,7 @@ class GuestVp(ComputerVp):
         if self._self_ending.pending:
             self.vcpu.kick()
         if self.synic.waits():
-            with self.partition.timers.lock:  # a message may be a timer's
-                self.synic.end_of_message()
+            self.partition.timers.retry(self)
         return bool(self._self_ending.pending) or self.synic.waits()
 
     def _mirror_sint(self, sint: int, value: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .ports import Ports
     from .root_messages import RootMessages
     from .root_scheduler import RootScheduler
+    from .synthetic_timers import IdleProcessor
     from .vp import VirtualProcessor
 
 #: The root partition's id. Not 0 (invalid) and not all ones ("self").
@@ -48,6 +49,7 @@ class Hypervisor:
     """``scheduler`` is hypercalls.SCHEDULER_HYPERVISOR or SCHEDULER_ROOT."""
 
     __slots__ = (
+        "_clock",
         "_messages",
         "_next_id",
         "_ports",
@@ -92,6 +94,7 @@ class Hypervisor:
         #: pages that were in a partition's pool when it was deleted: nobody can withdraw them any more
         self.lost: set[int] = set()
         self.statistics = Statistics(self)
+        self._clock: IdleProcessor | None = None
         self._messages: RootMessages | None = None
         self._ports: Ports | None = None
         #: LP index -> APIC id; LP 0 exists from the start
@@ -145,6 +148,15 @@ class Hypervisor:
             self._messages = RootMessages(self)
         return self._messages
 
+    def clock(self, vp: VirtualProcessor) -> IdleProcessor:
+        """Tells the host's TSC to threads that have no processor at hand; made when a child comes to have timers, by
+        ``vp`` of the root, which is in a hypercall. KvmError."""
+        if self._clock is None:
+            from .synthetic_timers import IdleProcessor
+
+            self._clock = IdleProcessor(self.kvm, vp.vcpu)
+        return self._clock
+
     @property
     def ports(self) -> Ports:
         """Ports and connections of all partitions."""
@@ -185,4 +197,6 @@ class Hypervisor:
         for partition in reversed(list(self.partitions.values())):
             partition.close()
         self.partitions.clear()
+        if self._clock is not None:
+            self._clock.close()
         self.kvm.close()

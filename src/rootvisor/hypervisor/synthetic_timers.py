@@ -20,11 +20,28 @@ from .errors import GeneralProtection
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
+    from typing import Protocol
 
+    from ..kvm.system import Kvm
     from ..kvm.vcpu import Vcpu
-    from .guest_vp import GuestVp
     from .partition import Partition
     from .vp import VirtualProcessor
+
+    class Clock(Protocol):
+        """A partition's reference time."""
+
+        def now(self) -> int:
+            """100 ns units; any thread, at any moment."""
+
+        def close(self) -> None:
+            """Frees what it needs."""
+
+    class WatchedVp(Protocol):
+        """A VP for which the timers' thread looks whether something can go on."""
+
+        def look(self) -> bool:
+            """Lets it go on; whether to look again. No lock is held."""
+
 
 #: HV_X64_MSR_STIMERx_CONFIG
 ENABLE, PERIODIC, LAZY, AUTO_ENABLE, DIRECT = 1, 2, 4, 8, 1 << 12
@@ -49,27 +66,55 @@ _SOON_S, _SELDOM_S, _OFTEN = 0.001, 0.016, 50
 _HEAP_LIMIT = 4096
 
 
-class GuestClock:
-    """The partition's reference time as the host can read it at any moment."""
+class IdleProcessor:
+    """A processor that never runs, so that its TSC can be read at any moment, by any thread."""
 
-    __slots__ = ("_partition", "_vcpu", "_vm")
+    __slots__ = ("_offset", "_vcpu", "_vm")
 
-    def __init__(self, partition: Partition, first: Vcpu) -> None:
-        """``first`` is the processor of VP 0, which is not in the guest."""
-        self._partition = partition
-        self._vm = partition.hypervisor.kvm.create_vm()
-        self._vcpu = self._vm.create_vcpu(0)
-        offset = tsc_offset.get(first)
-        if offset is None or not tsc_offset.set(self._vcpu, offset):
-            self._vcpu.set_msr(MSR_TSC, first.get_msr(MSR_TSC))
+    def __init__(self, kvm: Kvm, model: Vcpu) -> None:
+        """Its TSC is that of ``model``, which is not in KVM_RUN."""
+        self._vm = kvm.create_vm()
+        try:
+            self._vcpu = self._vm.create_vcpu(0)
+            offset = tsc_offset.get(model)
+            if offset is None or not tsc_offset.set(self._vcpu, offset):
+                offset = None
+                self._vcpu.set_msr(MSR_TSC, model.get_msr(MSR_TSC))
+        except BaseException:
+            self._vm.close()
+            raise
+        self._offset = offset or 0
 
-    def now(self) -> int:
-        """100 ns units since creation."""
-        return self._partition.reference_time.at(self._vcpu.get_msr(MSR_TSC))
+    def tsc(self) -> int:
+        """That TSC."""
+        return self._vcpu.get_msr(MSR_TSC)
+
+    def host_tsc(self) -> int:
+        """The host's TSC, as :func:`.child_time.host_tsc` has it."""
+        return self._vcpu.get_msr(MSR_TSC) - self._offset & _MASK64
 
     def close(self) -> None:
         """Frees the machine."""
         self._vm.close()
+
+
+class GuestClock:
+    """The reference time of a partition whose processors' TSC nobody moves."""
+
+    __slots__ = ("_partition", "_processor")
+
+    def __init__(self, partition: Partition, first: Vcpu) -> None:
+        """``first`` is the processor of VP 0, which is not in the guest."""
+        self._partition = partition
+        self._processor = IdleProcessor(partition.hypervisor.kvm, first)
+
+    def now(self) -> int:
+        """100 ns units since creation."""
+        return self._partition.reference_time.at(self._processor.tsc())
+
+    def close(self) -> None:
+        """Frees the machine."""
+        self._processor.close()
 
 
 class TimerQueue:
@@ -80,8 +125,11 @@ class TimerQueue:
         "_expiring",
         "_finished",
         "_heap",
+        "_held",
+        "_known",
         "_number",
         "_partition",
+        "_since",
         "_starting",
         "_stopping",
         "_wake",
@@ -89,7 +137,7 @@ class TimerQueue:
         "lock",
     )
 
-    def __init__(self, partition: Partition, clock: GuestClock) -> None:
+    def __init__(self, partition: Partition, clock: Clock) -> None:
         self._partition = partition
         self._clock = clock
         #: the thread itself sets timers anew
@@ -105,7 +153,11 @@ class TimerQueue:
         self._starting = allocate_lock()
         self._finished: LockType | None = None
         #: VPs for which somebody has to look whether they can go on, and how often that has been done
-        self._watched: dict[GuestVp, int] = {}
+        self._watched: dict[WatchedVp, int] = {}
+        #: time stands still
+        self._held = False
+        #: a reading of the clock, and the host's time right after it (0: none that is worth anything)
+        self._known = self._since = 0
 
     def now(self) -> int:
         """Reference time."""
@@ -121,7 +173,31 @@ class TimerQueue:
         if not self._start() and not self._expiring and self._heap[0][1] == self._number:
             self._poke()
 
-    def watch(self, vp: GuestVp) -> None:
+    def hold(self) -> None:
+        """Nothing expires from now on: the clock stands still."""
+        with self.lock:
+            self._held = True
+
+    def go_on(self) -> None:
+        """The clock goes on, or was set."""
+        with self.lock:
+            self._held = False
+            self._since = 0
+        self._poke()
+
+    def retry(self, vp: VirtualProcessor) -> None:
+        """Messages of the VP that wait get their slots, if those are free; one of them may be a timer's."""
+        with self.lock:
+            if not vp.stopping and not self._held:
+                vp.synic.end_of_message()
+
+    def forget(self, vp: VirtualProcessor) -> None:
+        """The VP is going: its timers are off, and nobody looks at it any more. Its thread has ended."""
+        for timer in vp.timers:
+            timer.reset()
+        self._watched.pop(vp, None)  # type: ignore[call-overload]
+
+    def watch(self, vp: WatchedVp) -> None:
         """The thread calls ``vp.look`` now and then, from now on until it says no."""
         self._watched[vp] = 0
         if not self._start() and not self._expiring:
@@ -149,7 +225,6 @@ class TimerQueue:
         assert finished is not None
         heap = self._heap
         clock = self._clock
-        known = since = 0  # a reading of the clock, and the host's time right after it
         try:
             while not self._stopping:
                 timeout = _LOOK_S
@@ -157,13 +232,15 @@ class TimerQueue:
                     # To read the clock is an ioctl on a processor, in the way of an interrupt that is late already.
                     # After a short sleep the host's clock tells as well that the deadline has passed.
                     now = (
-                        known
-                        + (clock_gettime_ns(CLOCK_MONOTONIC_RAW) - since) * _CERTAIN_PER_MILLE // 100_000
+                        self._known
+                        + (clock_gettime_ns(CLOCK_MONOTONIC_RAW) - self._since)
+                        * _CERTAIN_PER_MILLE
+                        // 100_000
                     )
-                    if not since or not heap or heap[0][0] > now:
+                    if not self._since or not heap or heap[0][0] > now:
                         now = clock.now()
                     due: list[SyntheticTimer] = []
-                    while heap and (heap[0][0] <= now or heap[0][3] != heap[0][2].turn):
+                    while heap and (heap[0][0] <= now or heap[0][3] != heap[0][2].turn) and not self._held:
                         _deadline, _number, timer, turn = heappop(heap)
                         if turn == timer.turn:  # else stopped, or set anew
                             due.append(timer)
@@ -171,12 +248,12 @@ class TimerQueue:
                     for timer in due:
                         timer.expire(now)
                     self._expiring = False
-                    if heap:
-                        known = clock.now() if due else now
-                        since = clock_gettime_ns(CLOCK_MONOTONIC_RAW)
-                        timeout = max(heap[0][0] - known - _EARLY, _LEAST) / _TICKS_PER_SECOND
+                    if heap and not self._held:
+                        self._known = clock.now() if due else now
+                        self._since = clock_gettime_ns(CLOCK_MONOTONIC_RAW)
+                        timeout = max(heap[0][0] - self._known - _EARLY, _LEAST) / _TICKS_PER_SECOND
                     else:
-                        since = 0
+                        self._since = 0
                 # Without the lock, however many are due: VPs wait for it.
                 if self._watched:
                     timeout = min(timeout, self._look())
@@ -244,6 +321,30 @@ class SyntheticTimer:
                 self.config &= ~ENABLE
             self._begin()
 
+    def state(self) -> tuple[int, int, int, int, int]:
+        """(message waits, CONFIG, COUNT, when a periodic timer expires next, deadline that the message tells of)."""
+        with self._queue.lock:
+            due = self.deadline if self.config & PERIODIC and self.config & ENABLE and self.count else 0
+            return int(self.waiting), self.config, self.count, due, self.expired if self.waiting else 0
+
+    def set_state(self, waits: int, config: int, count: int, due: int, expired: int) -> None:
+        """What :meth:`state` gave, for a VP that is about to run. Direct mode that is not offered is off."""
+        with self._queue.lock:
+            self._cancel()
+            self.config = config & _VALID
+            self.count = count
+            if config & DIRECT and not self._vp.partition.features & privileges.FEATURE_DIRECT_TIMERS:
+                self.config &= ~(DIRECT | ENABLE)
+            if not self._can_run():
+                self.config &= ~ENABLE
+            if waits & 1:
+                self.waiting = True
+                self.expired = expired
+                self._vp.synic.post_timer(self)
+                if not self.config & PERIODIC:
+                    return
+            self._begin(due)
+
     def write_count(self, value: int) -> None:
         """COUNT: 0 stops the timer; with AUTO_ENABLE another value starts it."""
         with self._queue.lock:
@@ -265,12 +366,12 @@ class SyntheticTimer:
             self.waiting = False
             self._vp.synic.withdraw_timer(self)
 
-    def _begin(self) -> None:
+    def _begin(self, due: int = 0) -> None:
         if not self.config & ENABLE or not self.count:
             return
-        now = self._vp.partition.reference_time.at(self._vp.vcpu.get_msr(MSR_TSC))
+        now = self._queue.now()
         if self.config & PERIODIC:
-            self.deadline = min(now + self.count, _MASK64)
+            self.deadline = due or min(now + self.count, _MASK64)
         else:
             self.deadline = self.count
             if self.deadline <= now:

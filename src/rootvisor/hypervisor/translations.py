@@ -47,6 +47,11 @@ class Translations:
         #: page -> generation in which it was asked for; what is asked for twice is worth a walk
         self._asked: dict[int, int] = {}
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+        self._pages.clear()
+        self._asked.clear()
+
     def page(self, linear: int) -> Page | None:
         """The page around ``linear``, if it is remembered and still right."""
         page = self._pages.get(linear >> 12)
@@ -77,8 +82,7 @@ class Translations:
         number = linear >> 12
         if self._asked.get(number) != generation:
             if len(self._asked) >= _LIMIT:
-                self._asked.clear()
-                self._pages.clear()
+                self.forget()
             self._asked[number] = generation
             return
         trail: list[int] = []

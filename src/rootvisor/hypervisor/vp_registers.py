@@ -18,6 +18,7 @@ from ..kvm import abi
 from ..kvm.errors import KvmError
 from ..tlfs import registers as names
 from ..tlfs import status
+from ..tlfs.vp_state import STIMER, STIMERS_SIZE
 from . import child_cpuid, register_page, segments, synthetic_registers, vp_events, vp_reset
 from .errors import GeneralProtection, HvError
 from .fpu_image import FpuImage
@@ -76,6 +77,7 @@ class StoredState:
         "root_signals",
         "state_pages",
         "stimers",
+        "stimers_set",
         "timer_count",
         "xcr0",
     )
@@ -97,8 +99,9 @@ class StoredState:
         #: as long as the VP is parked and nobody has changed them
         self.dr7: int | None = None
         self.xcr0: int | None = None
-        #: hv_synthetic_timers_state
-        self.stimers = bytearray(200)
+        #: hv_synthetic_timers_state that was set, and whether the VP's timers have not got it yet
+        self.stimers = bytearray(STIMERS_SIZE)
+        self.stimers_set = False
         #: the local APIC's current count, as long as the VP is parked and somebody has looked
         self.timer_count: int | None = None
 
@@ -232,7 +235,8 @@ def _set_ssp(vp: ChildVp, value: int) -> None:
         raise HvError(status.INVALID_REGISTER_VALUE)
 
 
-def _get_activity(vp: ChildVp) -> int:
+def mp_state(vp: ChildVp) -> int:
+    """KVM's state of the VP, which is not in KVM_RUN: an INIT or SIPI that waits has happened."""
     vcpu = vp.vcpu
     try:
         vcpu.commit_sync_area()
@@ -241,6 +245,11 @@ def _get_activity(vp: ChildVp) -> int:
     state = vcpu.mp_state()
     if vp.index:
         vcpu.fill_sync_area()  # KVM has looked for INIT and SIPI
+    return state
+
+
+def _get_activity(vp: ChildVp) -> int:
+    state = mp_state(vp)
     if state in (abi.MP_STATE_UNINITIALIZED, abi.MP_STATE_INIT_RECEIVED):
         return names.ACTIVITY_STARTUP_SUSPEND
     return names.ACTIVITY_HALT_SUSPEND if state == abi.MP_STATE_HALTED else 0
@@ -292,13 +301,53 @@ def _general(slot: int) -> Set:
 
 
 def _stimer(index: int) -> tuple[Get, Set]:
-    """CONFIG (even) and COUNT (odd) in hv_synthetic_timers_state."""
+    """CONFIG (even) and COUNT (odd) of a timer, as the MSRs; remembered where the VP has no timers."""
     at = index // 2 * 40 + 8 + index % 2 * 8
 
     def write(vp: ChildVp, value: int) -> None:
-        vp.stored.stimers[at : at + 8] = value.to_bytes(8, "little")
+        if not vp.timers:
+            vp.stored.stimers[at : at + 8] = value.to_bytes(8, "little")
+            return
+        if vp.stored.stimers_set:
+            _start_timers(vp)
+        timer = vp.timers[index // 2]
+        try:
+            (timer.write_count if index & 1 else timer.write_config)(value)
+        except GeneralProtection:
+            raise HvError(status.INVALID_REGISTER_VALUE) from None
 
-    return (lambda vp: int.from_bytes(vp.stored.stimers[at : at + 8], "little")), write
+    return (lambda vp: int.from_bytes(timers_state(vp)[at : at + 8], "little")), write
+
+
+def timers_state(vp: ChildVp) -> bytes:
+    """hv_synthetic_timers_state. ``adjustment`` is when a periodic timer expires next, in reference time; TLFS and
+    kernel do not say what the Microsoft hypervisor has there."""
+    stored = vp.stored
+    if not vp.timers or stored.stimers_set:
+        return bytes(stored.stimers)
+    vp.notice_init()
+    state = bytearray(STIMERS_SIZE)
+    for timer in vp.timers:
+        waits, config, count, due, expired = timer.state()
+        STIMER.pack_into(state, timer.index * STIMER.size, waits, 0, config, count, due, expired)
+    return bytes(state)
+
+
+def set_timers_state(vp: ChildVp, state: bytes | bytearray) -> None:
+    """What is set is what is read until the VP runs: then the timers have it. What they had is gone at once."""
+    for timer in vp.timers:
+        timer.reset()
+    vp.stored.stimers[:] = state
+    vp.stored.stimers_set = True
+
+
+def _start_timers(vp: ChildVp) -> None:
+    stored = vp.stored
+    stored.stimers_set = False
+    vp.notice_init()
+    for timer in vp.timers:
+        waits, _, config, count, due, expired = STIMER.unpack_from(stored.stimers, timer.index * STIMER.size)
+        timer.set_state(waits, config, count, due, expired)
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -476,6 +525,8 @@ def get(vp: ChildVp, name: int) -> int:
         return always[0](vp)
     read = _GET.get(name)
     if read is None:
+        if not vp.running:
+            vp.notice_init()
         return synthetic_registers.get(vp, name)
     if vp.running:
         raise HvError(status.INVALID_VP_STATE)
@@ -501,6 +552,8 @@ def set(vp: ChildVp, name: int, value: int, root_vp: VirtualProcessor) -> None:
         return
     always = _ALWAYS.get(name)
     if always is None:
+        if not vp.running:
+            vp.notice_init()
         try:
             synthetic_registers.set(vp, name, value)
         except GeneralProtection:
@@ -596,7 +649,6 @@ def reset(vp: ChildVp) -> None:
     vcpu.vm.enable_capability(abi.CAP_EXCEPTION_PAYLOAD, 1)
     # KVM unmasks LINT0 of the boot processor, at every INIT too.
     vcpu.vm.enable_capability(abi.CAP_DISABLE_QUIRKS, abi.QUIRK_LINT0_REENABLED | abi.QUIRK_OUT_7E_INC_RIP)
-    vcpu.enable_capability(abi.CAP_ENFORCE_PV_FEATURE_CPUID, 1)
     if vcpu.has_run:
         vp_reset.reset(vp)
     else:
@@ -619,6 +671,8 @@ def before_run(vp: ChildVp) -> None:
     if stored.cpuid_stale:
         child_cpuid.ensure(vp)
     stored.cpuid_final = True
+    if stored.stimers_set and vp.timers:
+        _start_timers(vp)
     stored.timer_count = stored.dr7 = stored.xcr0 = None
     stored.page_filled = False
     stored.fpu.leave(vp)

@@ -13,7 +13,7 @@ from ..kvm import abi
 from ..kvm.errors import KvmError
 from ..tlfs import status
 from ..tlfs import vp_state as tlfs
-from . import child_cpuid, register_page, vp_events
+from . import child_cpuid, register_page, vp_events, vp_registers
 from .errors import HvError
 from .fpu_image import MXCSR, MXCSR_MASK, SIZE, XSTATE_BV
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _WORDS = Struct("<44I")
 _U64 = Struct("<Q")
+_RESET_BY_INIT = (tlfs.SIM_PAGE, tlfs.SIEF_PAGE, tlfs.SYNTHETIC_TIMERS)
 _PAGE = 4096
 _ID = 0x20
 _TPR = 0x80
@@ -38,6 +39,8 @@ _MXCSR_MASK = slice(MXCSR_MASK, MXCSR_MASK + 4)
 def get_state(vp: ChildVp, kind: int) -> bytes:
     """The state of type ``kind``. HV_STATUS_INVALID_PARAMETER: no such type; INVALID_VP_STATE: the VP runs."""
     _require_parked(vp)
+    if kind in _RESET_BY_INIT:
+        vp.notice_init()
     if kind == tlfs.LAPIC:
         return _get_lapic(vp)
     if kind == tlfs.XSAVE:
@@ -47,7 +50,7 @@ def get_state(vp: ChildVp, kind: int) -> bytes:
     if kind == tlfs.SIEF_PAGE:
         return _get_page(vp.synic.siefp)
     if kind == tlfs.SYNTHETIC_TIMERS:
-        return bytes(vp.stored.stimers)
+        return vp_registers.timers_state(vp)
     raise HvError(status.INVALID_PARAMETER)
 
 
@@ -57,6 +60,8 @@ def set_state(vp: ChildVp, kind: int, data: bytes) -> None:
     HV_STATUS_INVALID_PARAMETER: no such type, or data too short; INVALID_REGISTER_VALUE: KVM refuses it.
     """
     _require_parked(vp)
+    if kind in _RESET_BY_INIT:
+        vp.notice_init()
     try:
         if kind == tlfs.LAPIC:
             _set_lapic(vp, data)
@@ -69,7 +74,7 @@ def set_state(vp: ChildVp, kind: int, data: bytes) -> None:
         elif kind == tlfs.SYNTHETIC_TIMERS:
             if len(data) < tlfs.STIMERS_SIZE:
                 raise HvError(status.INVALID_PARAMETER)
-            vp.stored.stimers[:] = data[: tlfs.STIMERS_SIZE]
+            vp_registers.set_timers_state(vp, data[: tlfs.STIMERS_SIZE])
         else:
             raise HvError(status.INVALID_PARAMETER)
     except KvmError:

@@ -98,7 +98,6 @@ CAP_COALESCED_PIO = 162
 CAP_EXCEPTION_PAYLOAD = 164
 CAP_X86_USER_SPACE_MSR = 188
 CAP_X86_MSR_FILTER = 189
-CAP_ENFORCE_PV_FEATURE_CPUID = 190
 CAP_PRE_FAULT_MEMORY = 236
 
 # --- exit reasons -------------------------------------------------------------------------------------------------

@@ -238,6 +238,7 @@ class ParkedVp:
         self.assist_page = Page()
         self.synic = Synic(Page(), Page(), Page(), lambda vector: None)  # type: ignore[arg-type]
         self.stored = StoredState()
+        self.timers: tuple[Any, ...] = ()
         self.resumed_by: Any = None
 
     @property
@@ -248,6 +249,9 @@ class ParkedVp:
         self.u64[abi.RUN_DIRTY_REGS // 8] |= blocks
 
     def assist_page_changed(self) -> None:
+        pass
+
+    def notice_init(self) -> None:
         pass
 
     def suspend(self) -> None:

@@ -59,13 +59,17 @@ class Vcpu:
 class Synic:
     def __init__(self) -> None:
         self.notify_sints = 0
-        self.resets = 0
 
     def take_deliverable(self) -> int:
         return 0
 
-    def reset(self) -> None:
-        self.resets += 1
+
+class Reset:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
 
 
 class Made:
@@ -73,7 +77,13 @@ class Made:
         self.vm = Vm()
         self.vps: list[Any] = [
             SimpleNamespace(
-                index=index, apic_id=index, interrupts=0, vcpu=Vcpu(), synic=Synic(), running=False
+                index=index,
+                apic_id=index,
+                interrupts=0,
+                vcpu=Vcpu(),
+                synic=Synic(),
+                running=False,
+                reset_synthetic=Reset(),
             )
             for index in range(vps)
         ]
@@ -181,11 +191,11 @@ def test_eoi_is_told_for_vectors_last_asserted_as_level(made: Made) -> None:
     assert tell(0x40) is None
 
 
-def test_init_resets_the_synic_of_whom_it_is_for(made: Made) -> None:
+def test_init_resets_the_registers_of_whom_it_is_for(made: Made) -> None:
     made.post(tlfs.INTERRUPT_INIT, 0, destination=1)
-    assert [vp.synic.resets for vp in made.vps] == [0, 1]
+    assert [vp.reset_synthetic.count for vp in made.vps] == [0, 1]
     made.post(tlfs.INTERRUPT_INIT, 0, destination=0xFF)
-    assert [vp.synic.resets for vp in made.vps] == [1, 2]
+    assert [vp.reset_synthetic.count for vp in made.vps] == [1, 2]
 
 
 # --- ExtINT and LINT ----------------------------------------------------------------------------------------------

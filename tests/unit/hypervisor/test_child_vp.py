@@ -23,6 +23,7 @@ class Vp(SimpleNamespace):
         run = memoryview(bytearray(4096))
         super().__init__(
             u8=run, u64=run.cast("Q"), _lost=0, _lost_at=b"",
+            translations=SimpleNamespace(forget=lambda: None),
             _give_up=lambda _why: GIVEN_UP, _memory_message=lambda _found: TOLD,
         )  # fmt: skip
 

@@ -320,7 +320,6 @@ def test_reset_prepares_kvm_and_masks_lint0() -> None:
     vp_registers.reset(vp)
     assert vp.vcpu.cpuid
     assert vp.vcpu.page[0x350:0x354] == bytes((0, 0, 1, 0))
-    assert (abi.CAP_ENFORCE_PV_FEATURE_CPUID, 1) in vp.vcpu.capabilities
     assert vp.vcpu.activity == abi.MP_STATE_RUNNABLE
     assert get(vp, names.RDX) == child_cpuid.signature(vp) == 0xA20F12
 

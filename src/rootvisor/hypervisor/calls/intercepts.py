@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ...tlfs import hypercalls, msrs, privileges, status
+from ...tlfs import hypercalls, privileges, status
 from ...tlfs import intercepts as tlfs
 from ..errors import HvError
 from ..hypercall_table import TABLE
@@ -13,8 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..vp import VirtualProcessor
 
-#: KVM takes 16 ranges in its MSR filter; the first is that of the synthetic MSRs.
-_MSR_LIMIT = 15
+#: KVM takes 16 ranges in its MSR filter; the first three are the synthetic MSRs and KVM's own.
+_MSR_LIMIT = 13
 
 
 @TABLE.simple(hypercalls.INSTALL_INTERCEPT, tlfs.INSTALL_INTERCEPT_INPUT, 0, privileges.CREATE_PARTITIONS)
@@ -24,7 +24,7 @@ def install_intercept(
     """TLFS HvCallInstallIntercept; an access mask of 0 takes the intercept back.
 
     INVALID_PARTITION_STATE before INITIALIZE, INVALID_PARAMETER for what is no intercept, FEATURE_UNAVAILABLE for what
-    KVM cannot intercept (exceptions but #BP and #DB, INIT and SIPI, APIC registers), NO_RESOURCES beyond 15 MSRs.
+    KVM cannot intercept (exceptions but #BP and #DB, INIT and SIPI, APIC registers), NO_RESOURCES beyond 13 MSRs.
     """
     from ..child_partition import INITIALIZED
 
@@ -42,4 +42,4 @@ def install_intercept(
             if target.running:
                 target.vcpu.kick()
     if of_msr:
-        child.vm.filter_msrs([(msrs.FIRST, msrs.COUNT), *((one, 1) for one in intercepts.msrs)])
+        child.filter_msrs()

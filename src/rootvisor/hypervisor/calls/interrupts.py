@@ -62,6 +62,7 @@ def signal_event_direct(
     target = child_of(vp, partition_id).vp(vp_index)
     if vtl:
         raise HvError(status.INVALID_PARAMETER)
+    target.settle(vp)
     return tlfs.SIGNAL_EVENT_DIRECT_OUTPUT.pack(target.synic.set_event_flag(sint, flag))
 
 
@@ -76,4 +77,5 @@ def post_message_direct(
     target = child_of(vp, partition_id).vp(vp_index)
     if vtl:
         raise HvError(status.INVALID_PARAMETER)
+    target.settle(vp)
     target.synic.post_message_direct(sint, message)
