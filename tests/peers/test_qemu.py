@@ -111,10 +111,6 @@ def report(series: Series) -> dict[str, Any]:
 def test_guests_work_their_processors_disk_and_network_and_power_off(series: Series) -> None:
     boots = report(series)["boots"]
     assert len(boots) == BOOTS * len(series[3])
-    for boot in boots:
-        said = dict(boot["said"])
-        # what QEMU asks for, and Linux prefers to the local APIC's timer
-        assert said.get("clockevent", "Hyper-V clockevent") == "Hyper-V clockevent", boot["said"]
     missed = [boot["name"] for boot in boots if not boot["ok"] and boot["problems"] == [MISSED_POWER_OFF]]
     for boot in boots:
         assert boot["ok"] or boot["name"] in missed, (

@@ -82,7 +82,7 @@ def outcome() -> tuple[RunnerOutput, str]:
         keep = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ROOTVISOR_")]
         done = run_root(
             [
-                *("--kernel", "mshv", "--vps", "2", "--memory", MEMORY, "--"),
+                *("--kernel", "mshv", "--vps", "2", "--memory", MEMORY, "--child-timers", "--"),
                 *("env", *keep, _PYTHON, "-I", "-S", str(HERE / "runner.py"), str(path), *cases),
             ],
             timeout_s=LIMIT_S,

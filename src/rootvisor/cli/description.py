@@ -78,6 +78,7 @@ class RunOptions:
     debug: bool = False
     report: str | None = None
     watch_deposits: bool = False
+    child_timers: bool = False
     command: tuple[str, ...] | None = None
     role: str = "root"
     hardware: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ class RunDescription:
     on_reboot: str
     report: str | None = None
     watch_deposits: bool = False
+    child_timers: bool = False
     verbose: bool = False
     file_server: tuple[str, ...] | None = None
     role: str = "root"
@@ -158,5 +160,6 @@ class RunDescription:
             "on_reboot": self.on_reboot,
             "report": self.report,
             "watch_deposits": self.watch_deposits,
+            "child_timers": self.child_timers,
             "verbose": self.verbose,
         }

@@ -153,6 +153,7 @@ def prepare(
         on_reboot=options.on_reboot,
         report=report,
         watch_deposits=options.watch_deposits,
+        child_timers=options.child_timers,
         verbose=options.verbose,
         file_server=file_server,
         role=options.role,
@@ -184,6 +185,8 @@ def _for_role(options: RunOptions, bare_metal: bool) -> RunOptions:
         )
     if options.watch_deposits:
         raise usage_error("--watch-deposits is about a root partition", "leave it out, or --as guest")
+    if options.child_timers:
+        raise usage_error("--child-timers is about a root partition", "leave it out, or --as guest")
     if options.scheduler != "hypervisor":
         raise usage_error("--scheduler root is about a root partition", "leave it out, or --as guest")
     if not bare_metal:

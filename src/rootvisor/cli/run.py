@@ -103,6 +103,12 @@ _EXAMPLES = (
 )
 @scheduler_option(group=_PARTITION)
 @option(
+    "--child-timers",
+    group=_PARTITION,
+    is_flag=True,
+    help="Children have synthetic timers if their VMM asks. Linux then ticks by them, at an exit for each tick.",
+)
+@option(
     "--on-reboot",
     group=_PARTITION,
     type=click.Choice(["exit", "restart"]),

@@ -32,10 +32,12 @@ _FEATURES = {
     tlfs.SYNTHETIC_DIRECT_TIMERS: privileges.FEATURE_DIRECT_TIMERS,
 }
 _PRESENT = tlfs.SYNTHETIC_HYPERVISOR_PRESENT | tlfs.SYNTHETIC_HV1
+#: With ``rootvisor run --child-timers``.
+TIMERS = tlfs.SYNTHETIC_TIMERS | tlfs.SYNTHETIC_DIRECT_TIMERS
 #: What a VMM can have: property ASSIGNABLE_SYNTHETIC_PROC_FEATURES.
 ASSIGNABLE = _PRESENT
 for _bit in (*_PRIVILEGES, *_FEATURES):
-    ASSIGNABLE |= _bit
+    ASSIGNABLE |= _bit & ~TIMERS
 
 
 def hypervisor_present(synthetic: int) -> bool:

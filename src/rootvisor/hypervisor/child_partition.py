@@ -129,6 +129,8 @@ class ChildPartition(Partition):
     @synthetic_features.setter
     def synthetic_features(self, value: int) -> None:
         self._synthetic_features = value
+        if not self.hypervisor.child_timers:
+            value &= ~child_features.TIMERS
         self.hypervisor_present = child_features.hypervisor_present(value)
         self.privileges = child_features.privileges_of(value)
         self.features = child_features.features_of(value)

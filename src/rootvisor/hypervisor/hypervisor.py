@@ -53,6 +53,7 @@ class Hypervisor:
         "_messages",
         "_next_id",
         "_ports",
+        "child_timers",
         "deposited",
         "guest",
         "kvm",
@@ -100,6 +101,8 @@ class Hypervisor:
         #: LP index -> APIC id; LP 0 exists from the start
         self.logical_processors: dict[int, int] = {0: 0}
         #: (sleep state, PM1a SLP_TYP, PM1b SLP_TYP) that the root announced
+        #: whether children may have synthetic timers
+        self.child_timers = False
         self.sleep_state: tuple[int, int, int] | None = None
 
     def create_root(self, memory: GuestMemory, owned: tuple[int, int]) -> RootPartition:

@@ -126,6 +126,7 @@ class Machine:
         partition = self._computer.partition
         if self._on_serial:
             self._serial_input = SerialInput(self._consoles.terminal_input, self._computer.serial)
+        self._hypervisor.child_timers = bool(description.get("child_timers"))
         if description.get("watch_deposits"):
             self._hypervisor.root.watch_deposits()
         if description.get("trace"):

@@ -112,7 +112,7 @@ CPUS = Table(
         Field(
             "kvm_hyperv",
             Flag(),
-            "Synthetic interrupt controller and timers too. Linux then ticks by these, at an exit for each tick.",
+            "Synthetic interrupt controller and timers too, if the root partition runs with --child-timers.",
             default=False,
         ),
         Field(

@@ -26,6 +26,8 @@ from tests.children.guest import (
     note,
 )
 
+#: Of ``rootvisor run``.
+OPTIONS = ("--vps", "2", "--child-timers")
 CONFIG, COUNT, NOW = 0x400000B0, 0x400000B1, 0x40000020
 VECTOR, SINT_VECTOR = 0xE1, 0xE2
 ENABLE, PERIODIC, AUTO, DIRECT = 1, 2, 8, 1 << 12 | VECTOR << 4

@@ -61,6 +61,7 @@ def test_document_has_exactly_the_documented_fields() -> None:
         "on_reboot": "exit",
         "report": None,
         "watch_deposits": False,
+        "child_timers": False,
         "verbose": False,
     }
 

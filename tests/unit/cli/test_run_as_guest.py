@@ -53,6 +53,7 @@ def test_a_multiboot_kernel_has_neither_devices_nor_ramdisk(rootvisor: Run, flat
         (("--as", "guest", "--kernel", "FLAT", "--", "ls"), "CMD needs Linux"),
         (("--as", "guest", "--kernel", "FLAT", "--disk", "path=FLAT"), "--disk needs Linux"),
         (("--as", "guest", "--watch-deposits"), "--watch-deposits is about a root partition"),
+        (("--as", "guest", "--child-timers"), "--child-timers is about a root partition"),
         (("--hide", "timers"), "--hide is about a guest"),
         (("--as", "guest", "--scheduler", "root"), "--scheduler root is about a root partition"),
     ],

@@ -191,13 +191,14 @@ def get_partition_property_ex(vp: VirtualProcessor, partition_id: int, code: int
     """Banked properties: VMM capabilities (assignable synthetic features only), assignable synthetic features.
 
     The 8-byte ones of GET_PARTITION_PROPERTY can be had by this call too."""
-    from ..child_features import ASSIGNABLE
+    from ..child_features import ASSIGNABLE, TIMERS
 
     vp.partition.hypervisor.partition(vp.partition, partition_id)
     if code == tlfs.VMM_CAPABILITIES:
         value = pack("<HHIQ", 1, 0, 0, _CAPABILITY_ASSIGNABLE_FEATURES)
     elif code == tlfs.ASSIGNABLE_SYNTHETIC_PROC_FEATURES:
-        value = pack("<HHIQ", 1, 0, 0, ASSIGNABLE)
+        assignable = ASSIGNABLE | (TIMERS if vp.partition.hypervisor.child_timers else 0)
+        value = pack("<HHIQ", 1, 0, 0, assignable)
     else:
         value = get_partition_property(vp, partition_id, code) or b""
     return value + bytes(tlfs.PROPERTY_EX_OUTPUT_SIZE - len(value))
