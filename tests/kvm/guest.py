@@ -17,6 +17,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -291,9 +292,27 @@ class Guest:
             os.eventfd_read(bell)
             return
         if not ready:
-            regs = self.partition.vps[vp].vcpu.u64
-            raise TimeoutError(f"VP {vp} does not answer; last seen at RIP {regs[54]:#x}")
+            raise TimeoutError(f"VP {vp} does not answer; {self._whereabouts(vp)}")
         raise Ended(f"{self.partition.ended}: {self.partition.detail}") from self.partition.defect
+
+    def _whereabouts(self, vp: int) -> str:
+        """Where a VP was at its last exit, what its thread does, and what waits in its local APIC."""
+        vcpu = self.partition.vps[vp].vcpu
+        last = vcpu.u64[54]
+        thread = sys._current_frames().get(vcpu.thread)
+        does = f"{thread.f_code.co_name}:{thread.f_lineno}" if thread is not None else "gone"
+        vcpu.kick()  # KVM answers when the processor is outside of the guest
+        registers = vcpu.lapic()
+        now = vcpu.get_regs()
+
+        def vectors(at: int) -> list[int]:
+            words = [int.from_bytes(registers[at + 16 * n : at + 16 * n + 4], "little") for n in range(8)]
+            return [32 * n + bit for n, word in enumerate(words) for bit in range(32) if word >> bit & 1]
+
+        return (
+            f"RIP {last:#x} at the last exit, {now[16]:#x} now, RFLAGS {now[17]:#x}; its thread is in {does}; "
+            f"in service {vectors(0x100)}, requested {vectors(0x200)}, task priority {registers[0x80]:#x}"
+        )
 
     def run(self, ops: Sequence[Op], vp: int = 0) -> None:
         """Lets VP ``vp`` do the records. Raises :class:`Ended` when the partition ends over them."""
