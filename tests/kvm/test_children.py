@@ -36,8 +36,8 @@ def module(group: str) -> ModuleType:
     return importlib.import_module(f"tests.children.groups.{group}")
 
 
-def names(group: str, scheduler: str = "") -> list[str]:
-    """The group's tests; those of them that hold under a scheduler (the others are its ``FAILS_UNDER``)."""
+def names(group: str, scheduler: str) -> list[str]:
+    """The group's tests that hold under a scheduler; those that do not are its ``FAILS_UNDER``."""
     fails = getattr(module(group), "FAILS_UNDER", {}).get(scheduler, ())
     return [name for name in vars(module(group)) if name.startswith("test_") and name not in fails]
 

@@ -45,6 +45,7 @@ from . import (
 from .child_memory import UNMAPPED, WRITABLE
 from .errors import HvError, MemoryIntercept, UndefinedOpcode
 from .init_watch import InitWatch
+from .lazy_eoi import LazyEoi
 from .memory_access import MemoryAccess
 from .synthetic_msrs import synthetic_msrs
 from .synthetic_timers import timers_of
@@ -157,8 +158,7 @@ class ChildVp(VirtualProcessor):
         self._init_asked = False
         #: it is not in KVM_RUN, though it runs: it waits for another VP
         self._outside = False
-        #: where KVM says that an interrupt needs no EOI, as KVM has been told
-        self._lazy_eoi = 0
+        self._lazy_eoi = LazyEoi(vcpu)
         if child.lazy_eoi:
             vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, 0)  # a VP that was deleted may have left it
         if child.timers is not None:
@@ -313,12 +313,12 @@ class ChildVp(VirtualProcessor):
         """See :func:`.init_watch.reset`: an INIT by a sibling is known from here on. Hypervisor.lock is held; its own
         thread, or the VP is not in KVM_RUN. A VP without siblings is not asked each time: who would send it."""
         if len(self.partition.vps) > 1 and self._init.happened():
-            self._lazy_eoi = 0  # KVM has forgotten, too
+            self._lazy_eoi.forget()
             init_watch.reset(self)
 
     def reset_synthetic(self) -> None:
         """The root has just sent an INIT."""
-        self._lazy_eoi = 0
+        self._lazy_eoi.forget()
         init_watch.reset(self)
 
     def settle(self, caller: VirtualProcessor) -> None:
@@ -367,20 +367,10 @@ class ChildVp(VirtualProcessor):
         if not self.partition.lazy_eoi:
             return
         if not self.running or self.vcpu.thread == get_ident():
-            self._place_lazy_eoi()
+            self._lazy_eoi.place(self.assist_page)
         else:
             self.to_do = True
             self.vcpu.kick()
-
-    def _place_lazy_eoi(self) -> None:
-        page = self.assist_page
-        wanted = page.gpn << PAGE_GPN_SHIFT | 1 if page.enabled else 0
-        if wanted == self._lazy_eoi:
-            return
-        if not self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
-            wanted = 0  # no memory there; and where the page was is the guest's own again
-            self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted)
-        self._lazy_eoi = wanted
 
     def look(self) -> bool:
         """Lets messages that wait go on, if they can; whether to look again. No lock is held."""
@@ -522,7 +512,7 @@ class ChildVp(VirtualProcessor):
             with partition.hypervisor.lock:
                 self._meet_init()
         if partition.lazy_eoi:
-            self._place_lazy_eoi()
+            self._lazy_eoi.place(self.assist_page)
         if self.lets_root_react:
             self.lets_root_react = False
             self.let_root_react()

@@ -16,6 +16,7 @@ from .computer_vp import ComputerVp
 from .errors import HvError
 from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
 from .init_watch import InitWatch
+from .lazy_eoi import LazyEoi
 from .synthetic_msrs import synthetic_msrs
 from .synthetic_timers import timers_of
 from .vp_view import VpView
@@ -68,7 +69,7 @@ class GuestVp(ComputerVp):
         self._idle.acquire()
         self._init = InitWatch(vcpu)
         self._init_lock = allocate_lock()
-        self._lazy_eoi = 0
+        self._lazy_eoi = LazyEoi(vcpu)
         self.timers = timers_of(self, partition.timers)
         self._msrs = synthetic_msrs(self)
         init_watch.guard(self._msrs, self.notice_init)
@@ -119,14 +120,7 @@ class GuestVp(ComputerVp):
     # --- interrupts ---------------------------------------------------------------------------------------------------
     def assist_page_changed(self) -> None:
         """KVM gets to know where it may say that an interrupt needs no EOI: the first word of the assist page."""
-        page = self.assist_page
-        wanted = page.gpn << 12 | 1 if page.enabled else 0
-        if wanted == self._lazy_eoi:
-            return
-        if not self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted):
-            wanted = 0  # no memory there; and where the page was is the guest's own again
-            self.vcpu.set_msr(abi.MSR_KVM_PV_EOI_EN, wanted)
-        self._lazy_eoi = wanted
+        self._lazy_eoi.place(self.assist_page)
 
     def _interrupt_that_ends_itself(self, vector: int) -> None:
         self._self_ending.add(vector)
