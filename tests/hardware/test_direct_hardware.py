@@ -203,9 +203,8 @@ def test_dma_does_not_reach_what_the_root_has_deposited_until_it_is_withdrawn(tm
     assert process.stdout is not None and process.stdin is not None
     try:
         assert process.stdout.readline() == b"deposited\n", "the root did not come to it"
-        await_true(
-            lambda: any(len(pages) >= 3 for pages in deposits(trace).values()), "the trace has no deposits"
-        )
+        # the root's own deposits do not count: it may touch those that came back as statistics pages, and so may DMA
+        await_true(lambda: max(deposits(trace), default=1) > 1, "the trace has no deposits for a child")
         child, pages = max(deposits(trace).items())
         aimed = [gpn << 12 for gpn in (min(pages), sorted(pages)[len(pages) // 2], max(pages))]
         line = " ".join(map(hex, aimed)).encode() + b"\n"
