@@ -321,7 +321,8 @@ class Runner:
     def start(self) -> Runner:
         """Lets it run."""
         self._message = self._error = None
-        self._thread = threading.Thread(target=self._run)
+        # a test that fails meanwhile does not keep the root from its end
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
 

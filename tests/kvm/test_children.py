@@ -36,17 +36,16 @@ def module(group: str) -> ModuleType:
     return importlib.import_module(f"tests.children.groups.{group}")
 
 
-def names(group: str, scheduler: str) -> list[str]:
-    """The group's tests that hold under a scheduler; those that do not are its ``FAILS_UNDER``."""
-    fails = getattr(module(group), "FAILS_UNDER", {}).get(scheduler, ())
-    return [name for name in vars(module(group)) if name.startswith("test_") and name not in fails]
+def names(group: str) -> list[str]:
+    """The group's tests."""
+    return [name for name in vars(module(group)) if name.startswith("test_")]
 
 
 CASES = [
     (group, scheduler, name)
     for group in GROUPS
     for scheduler in getattr(module(group), "SCHEDULERS", SCHEDULERS)
-    for name in names(group, scheduler)
+    for name in names(group)
 ]
 
 
@@ -61,7 +60,7 @@ def outcome(group: str, scheduler: str) -> tuple[RunnerOutput, dict[str, Any]]:
             [
                 *("--kernel", "mshv", "--scheduler", scheduler, *options, "--report", str(report), "--"),
                 *(_PYTHON, "-I", "-S", str(CHILDREN / "runner.py"), str(images), group),
-                *(os.environ.get("ROOTVISOR_CHILDREN_TESTS", "").split() or names(group, scheduler)),
+                *(os.environ.get("ROOTVISOR_CHILDREN_TESTS", "").split() or names(group)),
             ],
             timeout_s=getattr(module(group), "LIMIT_S", LIMIT_S),
         )
@@ -97,4 +96,4 @@ def test_root_partition_of_a_group_ends_well_and_has_its_memory_back(group: str,
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_timers_eois_and_inits_of_children(scheduler: str) -> None:
     """What rows of the guest interface the group shows in children: tests/children/groups/timers.py."""
-    assert outcome("timers", scheduler)[0].failures == {name: [] for name in names("timers", scheduler)}
+    assert outcome("timers", scheduler)[0].failures == {name: [] for name in names("timers")}

@@ -197,8 +197,8 @@ class RootScheduler:
         due = self._blocked.get(vp)
         if due is not None and due <= monotonic():  # a periodic timer looks as if it had not fired yet
             return False
-        if vp.to_do or vp.partition.interrupts.waiting_for(vp):
-            return False
+        if vp.to_do or vp.stored.stimers_set or vp.partition.interrupts.waiting_for(vp):
+            return False  # what is to come is known once it runs
         vcpu = vp.vcpu
         try:
             state = vcpu.mp_state()

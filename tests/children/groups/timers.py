@@ -28,8 +28,6 @@ from tests.children.guest import (
 
 #: Of ``rootvisor run``.
 OPTIONS = ("--vps", "2", "--child-timers")
-#: Not understood yet: under the root's scheduler the test of a busy slot fails, or does not end.
-FAILS_UNDER = {"root": ("test_message_waits_for_its_slot_and_the_state_says_so",)}
 CONFIG, COUNT, NOW = 0x400000B0, 0x400000B1, 0x40000020
 VECTOR, SINT_VECTOR = 0xE1, 0xE2
 ENABLE, PERIODIC, AUTO, DIRECT = 1, 2, 8, 1 << 12 | VECTOR << 4
