@@ -207,7 +207,7 @@ class WithoutKvmsSynic(Ordinary):
 
     def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
         partition = super()._create(memory, vps)
-        partition.auto_eoi = False
+        partition.kvm_synic = False
         return partition
 
 

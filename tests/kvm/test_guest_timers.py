@@ -12,7 +12,8 @@ from itertools import pairwise
 
 import pytest
 
-from rootvisor.hypervisor.guest_partition import GUEST_FEATURES
+from rootvisor.bus.address_space import GuestMemory
+from rootvisor.hypervisor.guest_partition import GUEST_FEATURES, GuestPartition
 from rootvisor.hypervisor.synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, LAZY, PERIODIC
 from rootvisor.tlfs import msrs, privileges
 from tests.kvm import guest as g
@@ -33,9 +34,22 @@ SOON = 4_000_000
 EXPIRIES = int(os.environ.get("ROOTVISOR_GUEST_EXPIRIES", "2000"))
 
 
+class WithoutKvmsTimers(Ordinary):
+    """On a KVM without CONFIG_KVM_HYPERV."""
+
+    def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
+        partition = super()._create(memory, vps)
+        partition.kvm_synic = False
+        return partition
+
+
+#: KVM's own timers serve some of ours, where it has any; here are tests of those with both.
+both = pytest.mark.parametrize("ordinary", [Ordinary, WithoutKvmsTimers], indirect=True)
+
+
 @pytest.fixture
-def ordinary(usable_kvm: None) -> Iterator[Ordinary]:
-    with Ordinary(vps=2) as made:
+def ordinary(usable_kvm: None, request: pytest.FixtureRequest) -> Iterator[Ordinary]:
+    with getattr(request, "param", Ordinary)(vps=2) as made:
         made.start_vp(1)
         for vp in (0, 1):
             made.enable_synic(vp)
@@ -122,6 +136,7 @@ def test_auto_enable_starts_with_the_count(ordinary: Ordinary, flags: int) -> No
 
 
 @row("TMR-04")
+@both
 def test_count_zero_stops_and_enable_waits_for_a_count(ordinary: Ordinary) -> None:
     ordinary.wrmsr(CONFIG, direct(ENABLE | AUTO_ENABLE))
     assert ordinary.rdmsr(CONFIG) & ENABLE, "kept, though nothing can expire"
@@ -189,7 +204,90 @@ def test_timer_that_expires_while_the_synic_is_off_is_delivered_when_it_comes_on
     assert arrived(ordinary)[0] == 0
 
 
+@row("TMR-01", "TMR-08")
+@both
+def test_direct_mode_is_never_early_and_off_afterwards(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(CONFIG, direct(AUTO_ENABLE))
+    for number in range(1, 101):
+        deadline = now(ordinary) + (2 + number % 7) * MS * (10 if number == 50 else 1)
+        ops = [
+            g.Op(g.WRMSR, rcx=COUNT, rax=deadline),
+            g.Op(g.RDMSR, rcx=CONFIG),
+            g.Op(g.RDMSR, rcx=msrs.TIME_REF_COUNT),
+            g.Op(g.AWAIT, rcx=DIRECT_VECTOR, rdx=number, rbx=TURNS),
+            g.Op(g.RDMSR, rcx=msrs.TIME_REF_COUNT),
+            g.Op(g.RDMSR, rcx=CONFIG),
+            g.Op(g.RDMSR, rcx=COUNT),
+        ]
+        ordinary.run(ops)
+        assert ops[1].rax & ENABLE or ops[2].rax >= deadline, number
+        assert ops[3].rax == number
+        assert ops[4].rax >= deadline, f"{number}: {deadline - ops[4].rax} early"
+        assert ops[5].rax == direct(AUTO_ENABLE)
+        assert ops[6].rax == deadline
+
+
+@row("TMR-08", "TMR-10")
+@both
+def test_a_timer_that_changes_its_kind_leaves_nothing_of_the_other(ordinary: Ordinary) -> None:
+    """Direct and near, then periodic, by message, far away, off: what was armed before does not come."""
+    for config, count in (
+        (direct(ENABLE | PERIODIC, 0x71), 3 * MS),
+        (by_message(ENABLE), FOREVER),
+        (direct(ENABLE, 0x71), FOREVER),
+        (direct(), 1),
+        (direct(ENABLE), 0),
+    ):
+        ordinary.wrmsr(CONFIG, 0)
+        before = ordinary.interrupts(DIRECT_VECTOR)
+        ops = [
+            g.Op(g.WRMSR, rcx=COUNT, rax=now(ordinary) + 200 * MS),
+            g.Op(g.WRMSR, rcx=CONFIG, rax=direct(ENABLE)),
+            g.Op(g.WRMSR, rcx=CONFIG, rax=config),
+            g.Op(g.WRMSR, rcx=COUNT, rax=count),
+            g.Op(g.RDMSR, rcx=msrs.TIME_REF_COUNT),
+        ]
+        ordinary.run(ops)
+        end = ops[4].rax + 250 * MS
+        while now(ordinary) < end:
+            ordinary.take(0x70, turns=1000)
+        assert ordinary.interrupts(DIRECT_VECTOR) == before, (hex(config), count)
+    assert ordinary.interrupts(0x71) >= 2, "the periodic one"
+
+
+@row("TMR-13")
+@both
+def test_init_stops_a_direct_timer(ordinary: Ordinary) -> None:
+    ordinary.run(
+        [
+            g.Op(g.WRMSR, rcx=COUNT, rax=now(ordinary, 1) + 900 * MS),
+            g.Op(g.WRMSR, rcx=CONFIG, rax=direct(ENABLE)),
+        ],
+        1,
+    )
+    assert ordinary.rdmsr(CONFIG, 1) & ENABLE
+    ordinary.start_vp(1)
+    assert ordinary.rdmsr(CONFIG, 1) == ordinary.rdmsr(COUNT, 1) == 0
+    assert ordinary.take(DIRECT_VECTOR, 1, turns=SOON) == 0
+
+
+@row("TMR-08", "MSR-24")
+@both
+def test_a_direct_timer_ends_the_idling_of_its_vp(ordinary: Ordinary) -> None:
+    deadline = now(ordinary) + 20 * MS
+    ops = [
+        g.Op(g.WRMSR, rcx=COUNT, rax=deadline),
+        g.Op(g.WRMSR, rcx=CONFIG, rax=direct(ENABLE)),
+        g.Op(g.RDMSR, rcx=msrs.GUEST_IDLE),
+        g.Op(g.RDMSR, rcx=msrs.TIME_REF_COUNT),
+    ]
+    ordinary.run(ops)
+    assert ops[3].rax >= deadline
+    assert ordinary.take(DIRECT_VECTOR) == 1
+
+
 @row("TMR-08", "MSR-20")
+@both
 def test_direct_mode_interrupts_without_a_message(ordinary: Ordinary) -> None:
     ordinary.wrmsr(COUNT, now(ordinary) + MS)
     ordinary.wrmsr(CONFIG, direct(ENABLE))
@@ -222,6 +320,7 @@ def test_enable_without_a_sint_drops(ordinary: Ordinary) -> None:
 
 
 @row("TMR-10")
+@both
 def test_setting_a_timer_anew_leaves_one(ordinary: Ordinary) -> None:
     ordinary.wrmsr(CONFIG, direct(ENABLE | AUTO_ENABLE))
     deadline = now(ordinary) + 500 * MS
@@ -242,6 +341,7 @@ def test_a_message_that_waits_goes_with_its_timer(ordinary: Ordinary) -> None:
 
 
 @row("TMR-11", "MSR-20", "MSR-21")
+@both
 def test_four_timers_are_independent(ordinary: Ordinary) -> None:
     start = now(ordinary)
     for timer in range(4):
@@ -256,6 +356,7 @@ def test_four_timers_are_independent(ordinary: Ordinary) -> None:
 
 
 @row("TMR-12")
+@both
 @pytest.mark.parametrize("flags", [0, PERIODIC])
 def test_the_largest_count_does_not_expire(ordinary: Ordinary, flags: int) -> None:
     ordinary.wrmsr(COUNT, (1 << 64) - 1)
@@ -361,6 +462,7 @@ class Counting:
 
 @pytest.mark.timeout(14400)
 @row("TMR-01", "TMR-11")
+@both
 def test_no_expiry_is_lost_or_doubled(ordinary: Ordinary, capsys: pytest.CaptureFixture[str]) -> None:
     counting = [Counting(ordinary, vp) for vp in (0, 1)]
     failures: list[BaseException] = []

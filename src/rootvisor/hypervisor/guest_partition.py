@@ -82,7 +82,7 @@ def _has_second_level() -> bool:
 class GuestPartition(ComputerPartition):
     """The only partition of its hypervisor. ``vps`` is how many VPs it will have, ``address_bits`` its GPAs' width."""
 
-    __slots__ = ("_hidden", "_second_level", "auto_eoi", "overlays", "timers")
+    __slots__ = ("_hidden", "_second_level", "kvm_synic", "overlays", "timers")
     hypercall_page: MovableOverlay
     interrupts: PlainInterrupts
     timers: TimerQueue
@@ -104,8 +104,8 @@ class GuestPartition(ComputerPartition):
         self._second_level = _has_second_level()
         calls.load_guest()
         self.calls = GUEST_TABLE.calls
-        #: whether this machine's KVM ends interrupts of SINTs by itself
-        self.auto_eoi = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
+        #: whether this machine's KVM has a SynIC: it ends interrupts by itself, and its timers serve ours
+        self.kvm_synic = hypervisor.kvm.capability(abi.CAP_HYPERV_SYNIC2) > 0
 
     def hide(self, names: tuple[str, ...]) -> None:
         """Starts the guest without parts of :data:`.hidden.HIDEABLE`; before :meth:`create_vps`."""

@@ -16,6 +16,7 @@ from .computer_vp import ComputerVp
 from .errors import HvError
 from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
 from .init_watch import InitWatch
+from .kvm_timers import kvm_timers_of
 from .lazy_eoi import LazyEoi
 from .synthetic_msrs import synthetic_msrs
 from .synthetic_timers import timers_of
@@ -70,14 +71,14 @@ class GuestVp(ComputerVp):
         self._init = InitWatch(vcpu)
         self._init_lock = allocate_lock()
         self._lazy_eoi = LazyEoi(vcpu)
-        self.timers = timers_of(self, partition.timers)
+        self.timers = (kvm_timers_of if partition.kvm_synic else timers_of)(self, partition.timers)
         self._msrs = synthetic_msrs(self)
         init_watch.guard(self._msrs, self.notice_init)
         self.synic.watch = lambda: partition.timers.watch(self)
         #: interrupts with automatic EOI that KVM's local APIC knows nothing of
         self._self_ending = AutoEoi(vcpu)
         vcpu.u64[abi.RUN_VALID_REGS // 8] = abi.SYNC_REGS | abi.SYNC_SREGS | abi.SYNC_EVENTS
-        if partition.auto_eoi:
+        if partition.kvm_synic:
             vcpu.enable_capability(abi.CAP_HYPERV_SYNIC2, 0)
             self.synic.mirror = self._mirror_sint
         else:
@@ -217,6 +218,8 @@ class GuestVp(ComputerVp):
     def idle(self) -> int:
         """GUEST_IDLE: sleeps until an interrupt or NMI is pending, whether the VP would take it or not; 0."""
         vcpu = self.vcpu
+        for timer in self.timers:
+            timer.leave_kvm()
         while not self.stopping:
             lapic = vcpu.lapic()
             if (

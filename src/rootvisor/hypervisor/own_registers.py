@@ -69,7 +69,7 @@ def _special(vp: GuestVp, name: int) -> tuple[Callable[[], int], Callable[[int],
         return (
             ((lambda: timer.count), timer.write_count)
             if index & 1
-            else ((lambda: timer.config), timer.write_config)
+            else (timer.read_config, timer.write_config)
         )
     return None
 

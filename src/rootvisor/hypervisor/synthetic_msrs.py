@@ -77,7 +77,7 @@ def synthetic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:
 
 
 def _timer_msrs(timer: SyntheticTimer) -> tuple[Accessors, Accessors]:
-    return ((lambda: timer.config), timer.write_config), ((lambda: timer.count), timer.write_count)
+    return (timer.read_config, timer.write_config), ((lambda: timer.count), timer.write_count)
 
 
 def _synic_msrs(vp: VirtualProcessor) -> dict[int, Accessors]:

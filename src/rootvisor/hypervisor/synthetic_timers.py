@@ -310,6 +310,13 @@ class SyntheticTimer:
         """The SINT of its messages."""
         return self.config >> _SINT_SHIFT & 0xF
 
+    def read_config(self) -> int:
+        """CONFIG."""
+        return self.config
+
+    def leave_kvm(self) -> None:
+        """The VP will sleep outside of KVM_RUN."""
+
     def write_config(self, value: int) -> None:
         """CONFIG. GeneralProtection: direct mode that is not offered. Reserved bits are not stored."""
         if value & DIRECT and not self._vp.partition.features & privileges.FEATURE_DIRECT_TIMERS:
