@@ -141,6 +141,10 @@ class Vm:
         self.enable_capability(abi.CAP_X2APIC_API, abi.X2APIC_USE_32BIT_IDS)
         self._split = True
 
+    def tsc_khz(self) -> int:
+        """Frequency in kHz of the TSC that processors will have."""
+        return self.ioctl(abi.KVM_GET_TSC_KHZ)
+
     def irq_line(self, gsi: int, level: int) -> None:
         """Sets an IO-APIC pin."""
         self.ioctl(abi.KVM_IRQ_LINE, bytearray(struct.pack("<II", gsi, level)))
