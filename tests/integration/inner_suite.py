@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
+#: Characters of a failed test's message.
+MESSAGE_LIMIT = 1000
 
 
 def run_suite(
@@ -45,5 +47,21 @@ def run_suite(
     suite = ET.parse(report).getroot().find("testsuite")
     assert suite is not None
     ran = int(suite.get("tests", "0")) - int(suite.get("skipped", "0"))
-    assert status == 0, f"{suite.get('failures')} failures and {suite.get('errors')} errors in {ran} tests"
+    assert status == 0, "\n".join(
+        (
+            f"{suite.get('failures')} failures and {suite.get('errors')} errors in {ran} tests",
+            *failures(suite),
+        )
+    )
     return ran
+
+
+def failures(suite: ET.Element) -> list[str]:
+    """The tests of a report that failed, each with the end of what it said: its own lines are far above by then."""
+    told = []
+    for case in suite.iter("testcase"):
+        for kind in ("failure", "error"):
+            for found in case.findall(kind):
+                message = found.get("message") or ""
+                told.append(f"{case.get('classname')}::{case.get('name')}: {message[-MESSAGE_LIMIT:]}")
+    return told
