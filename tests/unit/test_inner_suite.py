@@ -14,7 +14,8 @@ def test_failures_and_errors_have_name_and_the_end_of_their_message() -> None:
         f"""<testsuite>
         <testcase classname="a.b" name="passes"/>
         <testcase classname="a.b" name="skipped"><skipped message="no"/></testcase>
-        <testcase classname="a.b" name="test_c[1]"><failure message="AssertionError: lost{long}end">...</failure></testcase>
+        <testcase classname="a.b" name="test_c[1]">
+        <failure message="AssertionError: lost{long}end">...</failure></testcase>
         <testcase classname="a.d" name="test_e"><error/></testcase>
         </testsuite>"""
     )
