@@ -255,7 +255,18 @@ def test_a_timer_that_changes_its_kind_leaves_nothing_of_the_other(ordinary: Ord
     assert ordinary.interrupts(0x71) >= 2, "the periodic one"
 
 
-@row("TMR-13")
+@row("TMR-01", "TMR-04")
+@both
+def test_one_shot_that_has_expired_stays_off_with_a_new_count(ordinary: Ordinary) -> None:
+    ordinary.wrmsr(COUNT, now(ordinary) + 5 * MS)
+    ordinary.wrmsr(CONFIG, direct(ENABLE))
+    assert ordinary.take(DIRECT_VECTOR, turns=TURNS) == 1
+    ordinary.wrmsr(COUNT, now(ordinary) + 5 * MS)
+    assert ordinary.rdmsr(CONFIG) == direct()
+    assert ordinary.take(DIRECT_VECTOR, count=2, turns=SOON) == 1
+
+
+@row("SYN-18")
 @both
 def test_init_stops_a_direct_timer(ordinary: Ordinary) -> None:
     ordinary.run(

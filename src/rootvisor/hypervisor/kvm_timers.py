@@ -15,7 +15,7 @@ from struct import pack, pack_into
 
 from ..kvm import abi
 from ..tlfs import msrs
-from .synthetic_timers import DIRECT, ENABLE, PERIODIC, TIMER_COUNT, SyntheticTimer
+from .synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, PERIODIC, TIMER_COUNT, SyntheticTimer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class KvmTimer(SyntheticTimer):
         super().reset()
         with self._queue.lock:
             self._disarm()
+
+    def _cancel(self) -> None:
+        if not self.config & AUTO_ENABLE:
+            self._look()  # one that has expired stays off; the others come on with their COUNT anyway
+        super()._cancel()
 
     def _look(self) -> None:
         if self._armed and not self._vcpu.get_msr(self._config_msr) & ENABLE:
