@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import time
 
-from rootvisor.mshv import NMI, ApicEoi, IoPort, Mshv, MshvError, SintDeliverable
-from rootvisor.tlfs import registers
+from rootvisor.mshv import EXTINT, NMI, ApicEoi, IoPort, Mshv, MshvError, SintDeliverable
+from rootvisor.tlfs import intercepts, registers
+from rootvisor.tlfs.messages import MESSAGE_HEADER
 from tests.children.code import Code
 from tests.children.guest import (
     FREE,
@@ -60,6 +61,42 @@ def test_nmi(mshv: Mshv) -> None:
         runner = ready(guest)
         guest.partition.assert_interrupt(0, kind=NMI)
         wait_for(guest, 2)
+        check(runner.stop(), None)
+
+
+#: LINT0 brings ExtINT, as firmware leaves it.
+WIRED = Code(f"""
+    {X2APIC_ON}
+    movl $0x700, %eax
+    set $0x835
+    outb %al, $0x70                 /* ready */
+    sti
+1:  hlt
+    jmp 1b
+""")
+
+
+def test_extint_is_taken_once_and_one_that_was_cleared_is_not(mshv: Mshv) -> None:
+    with Guest(mshv, WIRED, interrupts=True) as guest:
+        message = must_be(guest.next(), IoPort, port=0x70)
+        page = guest.vp.map_message_page()
+        check(page.readonly, True)
+        check(
+            MESSAGE_HEADER.unpack_from(page)[0], intercepts.X64_IO_PORT_INTERCEPT, "the last message, mapped"
+        )
+        guest.partition.assert_interrupt(0x41, kind=EXTINT)
+        guest.partition.clear_interrupt()
+        guest.skip(message)
+        runner = Runner(guest, guest.vp).start()
+        guest.partition.assert_interrupt(0x42)
+        wait_for(guest, 0x42)
+        check(guest.interrupts_of(0x41), 0, "cleared before it was taken")
+        guest.partition.assert_interrupt(0x41, kind=EXTINT)
+        wait_for(guest, 0x41)
+        guest.partition.clear_interrupt()  # nothing to take back
+        guest.partition.assert_interrupt(0x42)
+        wait_for(guest, 0x42, 2)
+        check(guest.interrupts_of(0x41), 1)
         check(runner.stop(), None)
 
 
