@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.finished_tests import pytest_configure as pytest_configure
+
 _WARNING = "security/commoncap.c:928 at cap_bprm_creds_from_file"
 _PANIC = "Kernel panic - not syncing: No working init found"
 REASON = "the mshv kernel's panic before user space that is not understood: docs/develop/testing.md"

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tests/integration/inner_suite.py: what is told of the tests that failed in the appliance."""
+"""tests/integration/inner_suite.py: what is told of the tests that failed, and what is done when the appliance dies."""
 
 from __future__ import annotations
 
+import os
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
-from tests.integration.inner_suite import MESSAGE_LIMIT, failures
+import pytest
+
+from tests.finished_tests import finished
+from tests.integration.inner_suite import MESSAGE_LIMIT, PROJECT, failures, run_suite
 
 
 def test_failures_and_errors_have_name_and_the_end_of_their_message() -> None:
@@ -22,3 +28,47 @@ def test_failures_and_errors_have_name_and_the_end_of_their_message() -> None:
     first, second = failures(suite)
     assert first == f"a.b::test_c[1]: {long[3:]}end"
     assert second == "a.d::test_e: "
+
+
+INNER = """
+import os, pathlib
+def test_a(): pass
+def test_b():
+    mark = pathlib.Path(os.environ["MARK"])
+    if os.environ["DIES"] == "always" or not mark.exists():
+        mark.touch()
+        os._exit(125)
+def test_c(): print("c runs")
+"""
+
+
+@pytest.mark.parametrize(("dies", "ran"), [("once", 3), ("always", None)])
+def test_when_the_appliance_dies_another_goes_on_once(
+    dies: str, ran: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only the tests that had not passed are run again."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "test_inner.py").write_text(INNER)
+    (folder / "conftest.py").write_text(
+        "from tests.finished_tests import pytest_configure as pytest_configure\n"
+    )
+    report = tmp_path / "report.xml"
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}",
+        f"--junitxml={report}", str(folder),
+    ]  # fmt: skip
+    variables = {
+        "MARK": str(tmp_path / "mark"),
+        "DIES": dies,
+        "PYTHONPATH": os.pathsep.join((str(PROJECT / "src"), str(PROJECT))),
+    }
+    if ran is None:
+        with pytest.raises(AssertionError, match=r"left no report \(status 125\)"):
+            run_suite(command, report, variables, 60, capfd)
+    else:
+        assert run_suite(command, report, variables, 60, capfd) == ran
+        assert 'name="test_a"' not in report.read_text(), "it had passed"
+    assert finished(report.with_name("finished")) == {
+        f"test_inner.py::{name}" for name in (("test_a",) if ran is None else ("test_a", "test_b", "test_c"))
+    }
