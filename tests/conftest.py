@@ -17,6 +17,8 @@ import pytest
 from tests.finished_tests import pytest_configure as pytest_configure
 
 _WARNING = "security/commoncap.c:928 at cap_bprm_creds_from_file"
+#: What is left of it where only the end of a console is shown: EPERM.
+_REFUSED = "Failed to execute /init (error -1)"
 _PANIC = "Kernel panic - not syncing: No working init found"
 REASON = "the mshv kernel's panic before user space that is not understood: docs/develop/testing.md"
 
@@ -28,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def is_known_panic(text: str) -> bool:
     """Whether a failure shows that panic: the warning about PID 1, and what becomes of it."""
-    return _WARNING in text and _PANIC in text
+    return (_WARNING in text or _REFUSED in text) and _PANIC in text
 
 
 @pytest.hookimpl(hookwrapper=True)

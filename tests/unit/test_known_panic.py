@@ -13,6 +13,9 @@ PANIC = "Kernel panic - not syncing: No working init found.  Try passing init= o
     ("text", "known"),
     [
         (f"{WARNING}\n{PANIC}", True),
+        (f"Failed to execute /init (error -1)\nRun /sbin/init as init process\n{PANIC}", True),
+        (f"Failed to execute /init (error -2)\n{PANIC}", False),
+        ("Failed to execute /init (error -1)", False),
         (WARNING, False),
         (PANIC, False),
         (f"{WARNING}\nKernel panic - not syncing: Fatal exception", False),

@@ -38,6 +38,7 @@ _WAIT = 0.001
 _SLICE = 0.02
 _IRR, _ISR, _TPR = 0x200, 0x100, 0x80
 _LVT_TIMER, _TIMER_INITIAL, _TIMER_CURRENT, _TIMER_DIVIDE = 0x320, 0x380, 0x390, 0x3E0
+_LVT_LINT0, _LVT_MODE, _LVT_EXTINT = 0x350, 7 << 8, 7 << 8
 _LVT_MASKED = 1 << 16
 _TIMER_MODE_SHIFT, _TIMER_PERIODIC, _TIMER_DEADLINE = 17, 1, 2
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 1)
@@ -218,10 +219,11 @@ class RootScheduler:
             return False  # running it tells
         if vp in self._blocked:
             self._blocked[vp] = None if due is None else monotonic() + due
-        return (
-            not vp.u64[_RFLAGS] & _RFLAGS_IF
-            or _highest(lapic, _IRR) >> 4 <= max(lapic[_TPR], _highest(lapic, _ISR)) >> 4
-        )
+        if not vp.u64[_RFLAGS] & _RFLAGS_IF:
+            return True
+        if _takes_extint(lapic) and not vp.u8[abi.RUN_READY_FOR_INTERRUPT]:
+            return False  # KVM has an ExtINT for it, which shows nowhere else
+        return _highest(lapic, _IRR) >> 4 <= max(lapic[_TPR], _highest(lapic, _ISR)) >> 4
 
     def _watch(self, vp: ChildVp) -> None:
         self._blocked[vp] = None
@@ -262,6 +264,12 @@ class RootScheduler:
 
 def _halted(vp: ChildVp) -> bool:
     return vp.halted is not None and vp.halted()
+
+
+def _takes_extint(lapic: bytearray) -> bool:
+    """Whether LINT0 is open and brings ExtINT."""
+    (entry,) = unpack_from("<I", lapic, _LVT_LINT0)
+    return bool(entry & (_LVT_MASKED | _LVT_MODE) == _LVT_EXTINT)
 
 
 def _highest(lapic: bytearray, register: int) -> int:
