@@ -389,9 +389,9 @@ class SyntheticTimer:
     def expire(self, now: int) -> None:
         """The deadline has come. The caller holds the queue's lock."""
         if self.config & DIRECT:
-            self._vp.interrupt(self.config >> _VECTOR_SHIFT & 0xFF)
             if not self.config & PERIODIC:
-                self.config &= ~ENABLE
+                self.config &= ~ENABLE  # first: its handler may look at once
+            self._vp.interrupt(self.config >> _VECTOR_SHIFT & 0xFF)
         elif not self.waiting:
             self.waiting = True
             self.expired = self.deadline
