@@ -81,4 +81,13 @@ class Ordinary(Guest):
         self.write(at, self.read(at, vp) & ~0xFFFFFFFF, vp)
 
 
-__all__ = ["CALL_PAGE", "TSC_PAGE", "Ordinary", "control", "pages"]
+class WithoutKvmsSynic(Ordinary):
+    """On a KVM without CONFIG_KVM_HYPERV."""
+
+    def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
+        partition = super()._create(memory, vps)
+        partition.kvm_synic = False
+        return partition
+
+
+__all__ = ["CALL_PAGE", "TSC_PAGE", "Ordinary", "WithoutKvmsSynic", "control", "pages"]

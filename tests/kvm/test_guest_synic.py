@@ -9,14 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from rootvisor.bus.address_space import GuestMemory
 from rootvisor.hypervisor.errors import HvError
-from rootvisor.hypervisor.guest_partition import GuestPartition
 from rootvisor.tlfs import hypercalls as hv
 from rootvisor.tlfs import messages, msrs, status
 from rootvisor.tlfs import ports as tlfs
 from tests.kvm import guest as g
-from tests.kvm.ordinary import Ordinary, pages
+from tests.kvm.ordinary import Ordinary, WithoutKvmsSynic, pages
 
 row = pytest.mark.row
 
@@ -200,15 +198,6 @@ def test_polling_sint_takes_both_without_an_interrupt(ordinary: Ordinary) -> Non
     assert ordinary.slot(SINT)[0] == 7
     assert ordinary.take(VECTOR, turns=2000) == 0
     assert ordinary.interrupts(EVENT_VECTOR) == 0
-
-
-class WithoutKvmsSynic(Ordinary):
-    """On a KVM without CONFIG_KVM_HYPERV, as far as automatic EOI goes."""
-
-    def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
-        partition = super()._create(memory, vps)
-        partition.kvm_synic = False
-        return partition
 
 
 @pytest.fixture

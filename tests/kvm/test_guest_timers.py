@@ -12,12 +12,11 @@ from itertools import pairwise
 
 import pytest
 
-from rootvisor.bus.address_space import GuestMemory
-from rootvisor.hypervisor.guest_partition import GUEST_FEATURES, GuestPartition
+from rootvisor.hypervisor.guest_partition import GUEST_FEATURES
 from rootvisor.hypervisor.synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, LAZY, PERIODIC
 from rootvisor.tlfs import msrs, privileges
 from tests.kvm import guest as g
-from tests.kvm.ordinary import Ordinary, pages
+from tests.kvm.ordinary import Ordinary, WithoutKvmsSynic, pages
 
 row = pytest.mark.row
 
@@ -34,17 +33,8 @@ SOON = 4_000_000
 EXPIRIES = int(os.environ.get("ROOTVISOR_GUEST_EXPIRIES", "2000"))
 
 
-class WithoutKvmsTimers(Ordinary):
-    """On a KVM without CONFIG_KVM_HYPERV."""
-
-    def _create(self, memory: GuestMemory, vps: int) -> GuestPartition:  # type: ignore[override]
-        partition = super()._create(memory, vps)
-        partition.kvm_synic = False
-        return partition
-
-
 #: KVM's own timers serve some of ours, where it has any; here are tests of those with both.
-both = pytest.mark.parametrize("ordinary", [Ordinary, WithoutKvmsTimers], indirect=True)
+both = pytest.mark.parametrize("ordinary", [Ordinary, WithoutKvmsSynic], indirect=True)
 
 
 @pytest.fixture

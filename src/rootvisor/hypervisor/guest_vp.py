@@ -16,10 +16,10 @@ from .computer_vp import ComputerVp
 from .errors import HvError
 from .gpa_ranges import READ_ONLY, UNMAPPED, WRITABLE
 from .init_watch import InitWatch
-from .kvm_timers import kvm_timers_of
+from .kvm_timers import KvmTimer
 from .lazy_eoi import LazyEoi
 from .synthetic_msrs import synthetic_msrs
-from .synthetic_timers import timers_of
+from .synthetic_timers import SyntheticTimer, timers_of
 from .vp_view import VpView
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class GuestVp(ComputerVp):
         self._init = InitWatch(vcpu)
         self._init_lock = allocate_lock()
         self._lazy_eoi = LazyEoi(vcpu)
-        self.timers = (kvm_timers_of if partition.kvm_synic else timers_of)(self, partition.timers)
+        self.timers = timers_of(self, partition.timers, KvmTimer if partition.kvm_synic else SyntheticTimer)
         self._msrs = synthetic_msrs(self)
         init_watch.guard(self._msrs, self.notice_init)
         self.synic.watch = lambda: partition.timers.watch(self)

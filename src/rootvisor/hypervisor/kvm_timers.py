@@ -15,7 +15,7 @@ from struct import pack, pack_into
 
 from ..kvm import abi
 from ..tlfs import msrs
-from .synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, PERIODIC, TIMER_COUNT, SyntheticTimer
+from .synthetic_timers import AUTO_ENABLE, DIRECT, ENABLE, PERIODIC, SyntheticTimer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,15 +61,10 @@ class KvmTimer(SyntheticTimer):
         with self._queue.lock:
             self._look()
             if self._armed:
-                self._disarm()
+                self._armed = False
+                self._vcpu.set_msr(self._config_msr, 0)
                 self.turn += 1
                 self._queue.add(self)
-
-    def reset(self) -> None:
-        """INIT: off, both registers 0."""
-        super().reset()
-        with self._queue.lock:
-            self._disarm()
 
     def _cancel(self) -> None:
         if not self.config & AUTO_ENABLE:
@@ -81,30 +76,21 @@ class KvmTimer(SyntheticTimer):
             self._armed = False
             self.config &= ~ENABLE
 
-    def _disarm(self) -> None:
-        if self._armed:
-            self._armed = False
+    def _begin(self, due: int = 0) -> None:
+        armed, self._armed = self._armed, False
+        super()._begin(due)
+        if armed and not self._armed:
             self._vcpu.set_msr(self._config_msr, 0)
 
-    def _begin(self, due: int = 0) -> None:
-        config = self.config
-        ahead = 0
-        if config & (ENABLE | PERIODIC | DIRECT) == ENABLE | DIRECT and self.count:
-            ahead = self.count - self._queue.now()
-        if not 0 < ahead <= _NEAR:
-            self._disarm()
-            super()._begin(due)
+    def _wait(self, now: int) -> None:
+        ahead = self.deadline - now
+        if self.config & (PERIODIC | DIRECT) != DIRECT or ahead > _NEAR:
+            super()._wait(now)
             return
         vcpu = self._vcpu
         registers = self._registers
-        pack_into("<Q", registers, _CONFIG_AT, ENABLE | DIRECT | config & _VECTOR_BITS)
-        self.deadline = self.count
+        pack_into("<Q", registers, _CONFIG_AT, ENABLE | DIRECT | self.config & _VECTOR_BITS)
         self._armed = True
         ahead += (ahead >> _RATE_SHIFT) + _ROUNDING
         pack_into("<Q", registers, _COUNT_AT, vcpu.get_msr(msrs.TIME_REF_COUNT) + ahead)
         vcpu.ioctl(abi.KVM_SET_MSRS, registers)
-
-
-def kvm_timers_of(vp: VirtualProcessor, queue: TimerQueue) -> tuple[KvmTimer, ...]:
-    """The timers of a VP."""
-    return tuple(KvmTimer(vp, index, queue) for index in range(TIMER_COUNT))

@@ -384,6 +384,10 @@ class SyntheticTimer:
             if self.deadline <= now:
                 self.expire(now)
                 return
+        self._wait(now)
+
+    def _wait(self, now: int) -> None:
+        """The deadline is ahead."""
         self._queue.add(self)
 
     def expire(self, now: int) -> None:
@@ -415,8 +419,11 @@ class SyntheticTimer:
         with self._queue.lock:
             self._cancel()
             self.config = self.count = 0
+            self._begin()
 
 
-def timers_of(vp: VirtualProcessor, queue: TimerQueue) -> tuple[SyntheticTimer, ...]:
+def timers_of(
+    vp: VirtualProcessor, queue: TimerQueue, kind: type[SyntheticTimer] = SyntheticTimer
+) -> tuple[SyntheticTimer, ...]:
     """The timers of a VP."""
-    return tuple(SyntheticTimer(vp, index, queue) for index in range(TIMER_COUNT))
+    return tuple(kind(vp, index, queue) for index in range(TIMER_COUNT))

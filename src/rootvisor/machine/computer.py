@@ -28,6 +28,7 @@ from ..kvm.memory import SharedMemory
 from ..pci.ecam import Ecam
 from ..pci.root import PciRoot
 from ..tlfs.hypercalls import DEVICE_TYPE_IO_APIC
+from ..tlfs.privileges import ACCESS_FREQUENCY_REGS
 from .pci_platform import PartitionPlatform, line_gsi, pci_device_id
 
 TYPE_CHECKING = False
@@ -52,7 +53,6 @@ class Computer:
     __slots__ = (
         "_config_space",
         "_ecam",
-        "_measures",
         "_memory",
         "_set_memory",
         "debug_exit",
@@ -80,8 +80,6 @@ class Computer:
                 bits = eax & 0xFF
         owned = 0 if guest else OwnedPages.needed(vps) + _SPARE_OWNED_PAGES
         self.vps = vps
-        #: the kernel would have to measure its clocks, and nothing here is quick enough to measure them by
-        self._measures = "frequencies" in hide
         #: the port through which a bare-metal kernel ends the run, if it is one
         self.debug_exit: DebugExit | None = None
         self.layout = layout = MemoryMap(memory_bytes, bits, owned)
@@ -164,7 +162,8 @@ class Computer:
         Raises BootError for files or sizes that do not work.
         """
         partition = self.partition
-        if self._measures:
+        if not partition.privileges & ACCESS_FREQUENCY_REGS:
+            # It would have to measure its clocks, and nothing here is quick enough to measure them by.
             command_line = f"tsc_early_khz={partition.vm.tsc_khz()} {command_line}"
         layout = self.layout
         self.pci.assign_bars()
