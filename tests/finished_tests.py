@@ -3,7 +3,8 @@
 
 QEMU's TCG loses a kernel under load now and then ("int3", "double fault" in the outer kernel, in code that nobody here
 runs). ROOTVISOR_FINISHED_TESTS names a file, which gets the node id of each test as it passes; a run that finds some
-there leaves those out. A test that kills the appliance by itself is run again, and kills it again.
+there leaves those out. A test that kills the appliance by itself is run again, and kills it again; one that failed
+before gets no second chance.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "ROOTVISOR_FINISHED_TESTS"
+#: Before the node id of a test that failed.
+FAILED = "failed "
 
 
 def finished(path: Path) -> set[str]:
-    """Node ids of the tests that have passed. The last line may be half a one."""
+    """Node ids of the tests that have passed; those that failed with a word before it. The last may be half a one."""
     return (
         set(path.read_text(encoding="utf-8", errors="replace").split("\n")) - {""} if path.exists() else set()
     )
@@ -39,9 +42,9 @@ class FinishedTests:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Writes it down, before anything else can happen."""
-        if report.when == "call" and report.outcome == "passed":
+        if report.failed or (report.when == "call" and report.passed):
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{report.nodeid}\n")
+                file.write(f"{FAILED if report.failed else ''}{report.nodeid}\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.finished_tests import VARIABLE, finished
+from tests.finished_tests import FAILED, VARIABLE, finished
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: Characters of a failed test's message.
@@ -30,7 +30,7 @@ def run_suite(
 ) -> int:
     """Runs it with more environment variables; how many tests ran and were not skipped. Fails if one of them did.
 
-    When the appliance dies under the tests, another one has those that have not passed; once.
+    When the appliance dies under the tests and none has failed, another one has those that have not passed; once.
     """
     passed = report.with_name("finished")
     environment = {
@@ -43,7 +43,10 @@ def run_suite(
     }
     status = _run(command, environment, deadline_s, capfd)
     earlier = 0
-    if status == _DIED and not report.exists() and (earlier := len(finished(passed))):
+    if status == _DIED and not report.exists() and (done := finished(passed)):
+        failed = sorted(line for line in done if line.startswith(FAILED))
+        assert not failed, "\n".join(("the appliance died, and before it", *failed))
+        earlier = len(done)
         with capfd.disabled():
             print(f"\nthe appliance died after {earlier} tests had passed; another one goes on", flush=True)
         status = _run(command, environment, deadline_s, capfd)

@@ -42,14 +42,13 @@ def test_c(): print("c runs")
 """
 
 
-@pytest.mark.parametrize(("dies", "ran"), [("once", 3), ("always", None)])
-def test_when_the_appliance_dies_another_goes_on_once(
-    dies: str, ran: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Only the tests that had not passed are run again."""
+def suite(
+    tmp_path: Path, tests: str, capfd: pytest.CaptureFixture[str], **variables: str
+) -> tuple[int, str, set[str]]:
+    """Runs ``tests``: how many ran, the report, and what is remembered; AssertionError as :func:`run_suite`."""
     folder = tmp_path / "suite"
     folder.mkdir()
-    (folder / "test_inner.py").write_text(INNER)
+    (folder / "test_inner.py").write_text(tests)
     (folder / "conftest.py").write_text(
         "from tests.finished_tests import pytest_configure as pytest_configure\n"
     )
@@ -58,17 +57,37 @@ def test_when_the_appliance_dies_another_goes_on_once(
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}",
         f"--junitxml={report}", str(folder),
     ]  # fmt: skip
-    variables = {
-        "MARK": str(tmp_path / "mark"),
-        "DIES": dies,
-        "PYTHONPATH": os.pathsep.join((str(PROJECT / "src"), str(PROJECT))),
-    }
-    if ran is None:
-        with pytest.raises(AssertionError, match=r"left no report \(status 125\)"):
-            run_suite(command, report, variables, 60, capfd)
-    else:
-        assert run_suite(command, report, variables, 60, capfd) == ran
-        assert 'name="test_a"' not in report.read_text(), "it had passed"
-    assert finished(report.with_name("finished")) == {
-        f"test_inner.py::{name}" for name in (("test_a",) if ran is None else ("test_a", "test_b", "test_c"))
-    }
+    variables["MARK"] = str(tmp_path / "mark")
+    variables["PYTHONPATH"] = os.pathsep.join((str(PROJECT / "src"), str(PROJECT)))
+    ran = run_suite(command, report, variables, 60, capfd)
+    return ran, report.read_text(), finished(tmp_path / "finished")
+
+
+def ids(*names: str) -> set[str]:
+    return {f"test_inner.py::{name}" for name in names}
+
+
+def test_when_the_appliance_dies_another_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only the tests that had not passed are run again."""
+    ran, report, done = suite(tmp_path, INNER, capfd, DIES="once")
+    assert ran == 3
+    assert 'name="test_a"' not in report, "it had passed"
+    assert done == ids("test_a", "test_b", "test_c")
+
+
+def test_when_it_dies_again_that_is_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match=r"left no report \(status 125\)"):
+        suite(tmp_path, INNER, capfd, DIES="always")
+    assert finished(tmp_path / "finished") == ids("test_a")
+
+
+def test_what_failed_before_it_died_gets_no_second_chance(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tests = INNER.replace(
+        "def test_a(): pass", "def test_a(): assert pathlib.Path(os.environ['MARK']).exists()"
+    )
+    with pytest.raises(
+        AssertionError, match="the appliance died, and before it\nfailed test_inner.py::test_a"
+    ):
+        suite(tmp_path, tests, capfd, DIES="once")
