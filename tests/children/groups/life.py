@@ -223,7 +223,9 @@ def test_partitions_come_and_go_without_growth_of_the_root(mshv: Mshv) -> None:
     gc.collect()
     before, descriptors = free_pages(), len(os.listdir("/proc/self/fd"))
     started = time.monotonic()
-    count = 30
+    # The kernel takes up to a hundred pages for its own use now and then, however many lives there are: beside that, 30
+    # do not show a leak of two pages a life.
+    count = 120
     for _ in range(count):
         with Guest(mshv, DONE) as guest:
             guest.finish()
@@ -233,6 +235,9 @@ def test_partitions_come_and_go_without_growth_of_the_root(mshv: Mshv) -> None:
     # 298 pages are deposited in each life, and a page table or two of the kernel's come and go with anything that runs
     note(f"{lost / count:.1f} pages of the root a life")
     assert lost < 2 * count, f"{lost} pages of the root are gone"
+
+
+test_partitions_come_and_go_without_growth_of_the_root.limit = 240  # type: ignore[attr-defined]
 
 
 def test_sixteen_partitions_at_once(mshv: Mshv) -> None:
