@@ -48,6 +48,7 @@ if [ "$machine" = microvm ]; then
     bus=device
     machine=microvm,rtc=on
 else
+    machine=q35,hpet=off
     options=pci=lastbus=0
     rom=,romfile=
 fi
