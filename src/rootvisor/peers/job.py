@@ -96,7 +96,7 @@ def prepare(request: Request, folder: Path, python: Sequence[str]) -> list[str]:
         "page": str(folder / "page"),
         "port": PORT,
         "mshv": request.accelerator == "mshv",
-        "fifo": request.accelerator == "mshv" and request.scheduler == "hypervisor",
+        "round_robin": request.accelerator == "mshv",
     }
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
