@@ -65,4 +65,4 @@ rootvisor run --memory 1G -- sh -c '
     busybox ifconfig lo 127.0.0.1
     busybox httpd -p 127.0.0.1:8080 -h "$1"
     shift
-    exec chrt -r 1 "$@"' sh "$folder/web" "${guest[@]}" </dev/null
+    exec chrt -f 1 "$@"' sh "$folder/web" "${guest[@]}" </dev/null

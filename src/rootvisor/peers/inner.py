@@ -7,7 +7,7 @@ JOB is a JSON file that `job` wrote:
     parallel    how many run at the same time
     page, port  what the server in here serves, and on which port of 127.0.0.1
     mshv        whether /dev/mshv is used: then the root's log and its partitions are looked at as well
-    round_robin whether QEMU gets the scheduling policy SCHED_RR
+    policy      the scheduling policy that QEMU gets (SCHED_FIFO, SCHED_RR), or ""
 
 Each line on standard output is a JSON document: {"boot": {...}} when a guest has ended, {"root": {...}} at the end.
 """
@@ -58,7 +58,7 @@ def spawn(argv: list[str]) -> tuple[int, int, int]:
 class Boot:
     """One guest while it runs: its process, what it has printed, what it has said."""
 
-    def __init__(self, guest: dict[str, Any], round_robin: bool = False) -> None:
+    def __init__(self, guest: dict[str, Any], policy: str = "") -> None:
         self.guest = guest
         self.started = time.monotonic()
         self.deadline = self.started + guest["timeout_s"]
@@ -69,8 +69,8 @@ class Boot:
         self._line = b""
         self.status: int | None = None
         self.pid, self.console, self.errors = spawn(guest["argv"])
-        if round_robin:
-            os.sched_setscheduler(self.pid, os.SCHED_RR, os.sched_param(1))
+        if policy:
+            os.sched_setscheduler(self.pid, getattr(os, policy), os.sched_param(1))
         self.text = {self.console: b"", self.errors: b""}
 
     def feed(self, fd: int, data: bytes) -> None:
@@ -136,14 +136,13 @@ class Boot:
         }
 
 
-def boot_all(guests: list[dict[str, Any]], parallel: int, report: Any, round_robin: bool = False) -> None:
+def boot_all(guests: list[dict[str, Any]], parallel: int, report: Any, policy: str = "") -> None:
     """Run the guests, `parallel` at a time; `report` gets each result.
 
-    With `round_robin` a thread of QEMU runs until it waits, or has had its slice of 100 ms (SCHED_RR). A processor's
-    thread forgets that QEMU wants to stop it while it is not in RUN_VP (see hypervisor.root_reaction); so it waits
-    there by the time the main thread, which a write of the guest has woken up, comes to that. By turns in slices of
-    3 ms it often does not: they are short where the processor is emulated. SCHED_FIFO, without slices, will not do:
-    under the root's scheduler the guest computes in RUN_VP, and QEMU's main thread would not have a turn.
+    With a `policy` for the real time a thread of QEMU is not interrupted by another one that has woken up. A
+    processor's thread forgets that QEMU wants to stop it while it is not in RUN_VP (see hypervisor.root_reaction); so
+    it waits there by the time the main thread, which a write of the guest has woken up, comes to that. By turns in
+    slices of 3 ms it often does not: they are short where the processor is emulated.
     """
     waiting = list(reversed(guests))
     watched = poll()
@@ -152,7 +151,7 @@ def boot_all(guests: list[dict[str, Any]], parallel: int, report: Any, round_rob
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
-                boot = Boot(waiting.pop(), round_robin)
+                boot = Boot(waiting.pop(), policy)
                 running[boot] = len(boot.text)
                 for fd in boot.text:
                     by_fd[fd] = boot
@@ -312,7 +311,7 @@ def main() -> int:
     bring_up_loopback()
     server = serve(content, job["port"])
     try:
-        boot_all(job["guests"], job["parallel"], lambda result: _say("boot", result), job["round_robin"])
+        boot_all(job["guests"], job["parallel"], lambda result: _say("boot", result), job["policy"])
     finally:
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)

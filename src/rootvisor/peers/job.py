@@ -19,6 +19,11 @@ from .errors import PeerError
 PORT = 8099
 """TCP port of the web server on the loopback interface of the root."""
 
+#: QEMU's scheduling policy for `inner`, by the hypervisor's scheduler. Under the root's the guest computes in RUN_VP,
+#: and QEMU's main thread would have no turn without a slice (100 ms). Under the hypervisor's, where a processor's
+#: thread sleeps meanwhile, the end of a slice can only come at a bad moment.
+_POLICIES = {"hypervisor": "SCHED_FIFO", "root": "SCHED_RR"}
+
 
 @dataclass(frozen=True, slots=True)
 class Guest:
@@ -96,7 +101,7 @@ def prepare(request: Request, folder: Path, python: Sequence[str]) -> list[str]:
         "page": str(folder / "page"),
         "port": PORT,
         "mshv": request.accelerator == "mshv",
-        "round_robin": request.accelerator == "mshv",
+        "policy": _POLICIES[request.scheduler] if request.accelerator == "mshv" else "",
     }
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")

@@ -64,15 +64,15 @@ def test_boot_several_at_once() -> None:
     assert all(result["ok"] for result in results)
 
 
-def test_boot_round_robin_lets_a_thread_of_the_vmm_run_until_it_waits(
+def test_boot_with_a_policy_lets_a_thread_of_the_vmm_run_until_it_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, _param: asked.append((pid, policy)))
     results: list[dict[str, Any]] = []
     says_its_id = "import os; print(f'guest: id {os.getpid()}'); " + GOOD
-    inner.boot_all([guest(says_its_id)], 1, results.append, round_robin=True)
-    assert asked == [(int(dict(results[0]["said"])["id"]), os.SCHED_RR)]
+    inner.boot_all([guest(says_its_id)], 1, results.append, "SCHED_FIFO")
+    assert asked == [(int(dict(results[0]["said"])["id"]), os.SCHED_FIFO)]
     inner.boot_all([guest(GOOD)], 1, results.append)
     assert len(asked) == 1
 
