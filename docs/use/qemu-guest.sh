@@ -46,9 +46,9 @@ options=
 rom=
 if [ "$machine" = microvm ]; then
     bus=device
-    machine=microvm,rtc=on
+    machine+=,rtc=on
 else
-    machine=q35,hpet=off
+    machine+=,hpet=off
     options=pci=lastbus=0
     rom=,romfile=
 fi
